@@ -1,0 +1,140 @@
+/*
+ * userbpf.h: the contract between generated code, the native runtime and the controller.
+ *
+ * The runtime is built three times from the same sources:
+ *   libuserbpf.so   for the controller and plugin hosts (maps seen from Python);
+ *   runtime.bc      LLVM bitcode, linked into each program so that helpers and map operations inline;
+ *   agent.o         the freestanding code that lives once in each target process: fault handling,
+ *                   per-thread state, return probes. It is flattened into a CodeImage; no libc, no dlopen.
+ *
+ * Rules for every file here: C11, freestanding (only <stdint.h> <stddef.h> <stdbool.h> <stdatomic.h>),
+ * general registers only, no allocation, no libc call on any path that runs in a target.
+ */
+#ifndef USERBPF_H
+#define USERBPF_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define UB_INLINE static inline __attribute__((always_inline))
+/* Functions that generated code calls by name. In the bitcode they become internal after linking. */
+#define UB_EXPORT __attribute__((visibility("default"), used))
+#define UB_EXPORT_INLINE __attribute__((visibility("default"), used, always_inline))
+#define ub_likely(x) __builtin_expect(!!(x), 1)
+#define ub_unlikely(x) __builtin_expect(!!(x), 0)
+
+/* ---- maps ----------------------------------------------------------------------------------- */
+
+/*
+ * Geometry of a map: everything about it that never changes after creation. It is derived from the
+ * five numbers of bpf(2) by ub_map_geometry() and nowhere else. Code generators bake it into the
+ * code as a constant, so nothing in shared memory decides where a program reads or writes:
+ * a corrupted or hostile header cannot move an access.
+ */
+struct ub_map_def {
+    uint32_t type; /* enum bpf_map_type */
+    uint32_t key_size;
+    uint32_t value_size;
+    uint32_t max_entries;
+    uint32_t flags;   /* BPF_F_* of map creation */
+    uint32_t n_cpus;  /* possible CPUs: number of values per entry of per-cpu maps, of perf rings */
+    uint32_t value_stride; /* round_up(value_size, 8) */
+    uint32_t elem_stride;  /* bytes between two entries */
+    uint32_t n_buckets;    /* hash: power of two */
+    uint32_t n_elems;      /* hash: max_entries plus spares */
+    uint64_t buckets_off;  /* offsets from the start of the map's memory; all are multiples of 8 */
+    uint64_t elems_off;
+    uint64_t data_off; /* array: first value. ring buffer: first data byte. Page aligned */
+    uint64_t seed;     /* hash seed */
+    uint64_t size;     /* bytes of the whole memory file */
+};
+
+struct ub_thread;
+struct ub_cell;
+
+/*
+ * State of one run of one program, on the hook's stack. After inlining it dissolves into registers.
+ */
+struct ub_run {
+    struct ub_thread *thread;   /* NULL in the controller and in test runs */
+    const struct ub_cell *cell; /* the link that was hit; NULL in test runs */
+    uint32_t cpu;               /* CPU slot held for this run (per-cpu maps), else current CPU */
+    uint32_t flags;
+};
+
+/* ---- what is bound at load time -------------------------------------------------------------- */
+
+/*
+ * Process-local data of one image, reached by instruction-relative addressing. The controller fills
+ * it when it maps the image. The library has one of its own (src/env_host.c).
+ */
+struct ub_env {
+    uint64_t abi;              /* UB_ABI */
+    struct ub_threads *threads; /* per-thread state of this process, wiped on fork */
+    uint64_t *hits;            /* hits[row * hits_stride + link] */
+    uint64_t hits_stride;      /* u64 per row */
+    int64_t tid_off;           /* offset of the thread id (u32) from the thread pointer, or INT64_MIN: ask the kernel */
+    uint32_t tgid;             /* process id as the process itself sees it */
+    uint32_t uid, gid;         /* real ids at attach */
+    uint32_t n_cpus;
+    /* entry points of the agent and of the vDSO */
+    struct ub_thread *(*enter_slow)(struct ub_threads *threads, uint64_t tp);
+    int64_t (*copy_from_user)(void *dst, const void *src, uint64_t n);      /* 0 or -EFAULT */
+    int64_t (*strncpy_from_user)(void *dst, const void *src, uint64_t n);   /* length with NUL, or -EFAULT */
+    int (*vdso_clock_gettime)(int clock, void *timespec);
+    uint64_t (*shadow_push)(uint64_t sp, const struct ub_cell *cell); /* 1 when armed */
+};
+#define UB_ABI 1
+
+#if defined(UB_BITCODE)
+extern struct ub_env ub_env __attribute__((visibility("hidden")));
+extern uint8_t *ub_map_bases[] __attribute__((visibility("hidden")));
+#else
+extern struct ub_env ub_env;
+#endif
+
+/* ---- hooks ----------------------------------------------------------------------------------- */
+
+/*
+ * A cell: one link at one site, written by the controller into trampoline pages near the site.
+ * The 64 bytes are followed by code that calls `hook`. Hooks find their cell from their return
+ * address: UB_CELL_RET_ENTRY (or _INNER) bytes behind the start of the cell.
+ */
+struct ub_cell {
+    uint64_t hook;     /* called when the site is reached */
+    uint64_t ret_hook; /* return probes: called when the function returns, else 0 */
+    uint64_t site;     /* address of the probed instruction: pt_regs.ip */
+    uint64_t func;     /* address of the probed function's entry: bpf_get_func_ip */
+    uint64_t cookie;   /* bpf_get_attach_cookie */
+    uint32_t link;     /* index into a row of hits */
+    uint32_t flags;
+    uint64_t reserved[2];
+};
+#define UB_CELL_SIZE 64
+#define UB_CELL_RET_ENTRY 70 /* call *hook(%rip)                       */
+#define UB_CELL_RET_INNER 75 /* lea -128(%rsp),%rsp; call *hook(%rip)  */
+
+/* Per-thread state: one slot per live thread, found by thread pointer. */
+struct ub_thread {
+    uint64_t tp;   /* thread pointer, 0: free */
+    uint32_t tid;
+    int32_t row;   /* row of hits that only this thread writes; UB_ROWS - 1: shared, use atomics */
+};
+#define UB_THREAD_SLOTS 2048
+#define UB_ROWS 128
+
+struct ub_threads {
+    uint32_t tgid; /* 0 after fork: the area is MADV_WIPEONFORK */
+    uint32_t lock; /* owner tid */
+    uint32_t next_row;
+    uint32_t reserved[13];
+    struct ub_thread slots[UB_THREAD_SLOTS];
+};
+
+/* x86-64 struct pt_regs, arch/x86/include/uapi/asm/ptrace.h order */
+struct ub_pt_regs {
+    uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
+    uint64_t orig_rax, rip, cs, eflags, rsp, ss;
+};
+
+#endif
