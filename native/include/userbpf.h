@@ -65,24 +65,33 @@ struct ub_run {
 /* ---- what is bound at load time -------------------------------------------------------------- */
 
 /*
+ * Callee keeps every register, the flags excepted: what a probed function's caller may rely on
+ * (compilers that know a callee let its caller keep values even in call-clobbered registers).
+ */
+#if defined(__x86_64__) && (defined(UB_BITCODE) || defined(UB_AGENT))
+#define UB_KEEP_REGS __attribute__((no_caller_saved_registers))
+#else
+#define UB_KEEP_REGS
+#endif
+
+/*
  * Process-local data of one image, reached by instruction-relative addressing. The controller fills
  * it when it maps the image. The library has one of its own (src/env_host.c).
  */
 struct ub_env {
-    uint64_t abi;              /* UB_ABI */
+    uint64_t abi;               /* UB_ABI */
     struct ub_threads *threads; /* per-thread state of this process, wiped on fork */
-    uint64_t *hits;            /* hits[row * hits_stride + link] */
-    uint64_t hits_stride;      /* u64 per row */
-    int64_t tid_off;           /* offset of the thread id (u32) from the thread pointer, or INT64_MIN: ask the kernel */
-    uint32_t tgid;             /* process id as the process itself sees it */
-    uint32_t uid, gid;         /* real ids at attach */
+    uint64_t *hits;             /* hits[(row << hits_shift) + link] */
+    uint64_t hits_shift;        /* log2 of the u64 per row */
+    int64_t tid_off;            /* offset of the thread id (u32) from the thread pointer, or INT64_MIN: ask the kernel */
+    uint32_t tgid;              /* process id as the process itself sees it */
+    uint32_t uid, gid;          /* real ids at attach */
     uint32_t n_cpus;
     /* entry points of the agent and of the vDSO */
-    struct ub_thread *(*enter_slow)(struct ub_threads *threads, uint64_t tp);
-    int64_t (*copy_from_user)(void *dst, const void *src, uint64_t n);      /* 0 or -EFAULT */
-    int64_t (*strncpy_from_user)(void *dst, const void *src, uint64_t n);   /* length with NUL, or -EFAULT */
+    struct ub_thread *(*enter_slow)(struct ub_threads *threads, uint64_t tp) UB_KEEP_REGS;
+    int64_t (*copy_from_user)(void *dst, const void *src, uint64_t n);    /* 0 or -EFAULT */
+    int64_t (*strncpy_from_user)(void *dst, const void *src, uint64_t n); /* length with NUL, or -EFAULT */
     int (*vdso_clock_gettime)(int clock, void *timespec);
-    uint64_t (*shadow_push)(uint64_t sp, const struct ub_cell *cell); /* 1 when armed */
 };
 #define UB_ABI 1
 
@@ -97,16 +106,16 @@ extern struct ub_env ub_env;
 
 /*
  * A cell: one link at one site, written by the controller into trampoline pages near the site.
- * The 64 bytes are followed by code that calls `hook`. Hooks find their cell from their return
+ * The 64 bytes are followed by code that calls `hook`. A hook finds its cell from its return
  * address: UB_CELL_RET_ENTRY (or _INNER) bytes behind the start of the cell.
  */
 struct ub_cell {
-    uint64_t hook;     /* called when the site is reached */
-    uint64_t ret_hook; /* return probes: called when the function returns, else 0 */
-    uint64_t site;     /* address of the probed instruction: pt_regs.ip */
-    uint64_t func;     /* address of the probed function's entry: bpf_get_func_ip */
-    uint64_t cookie;   /* bpf_get_attach_cookie */
-    uint32_t link;     /* index into a row of hits */
+    uint64_t hook;   /* called when the site is reached: a specialised hook, or one of the agent's */
+    uint64_t body;   /* void body(struct ub_pt_regs *, const struct ub_cell *): called by the agent's hooks, else 0 */
+    uint64_t site;   /* address of the probed instruction: pt_regs.ip */
+    uint64_t func;   /* address of the probed function's entry: bpf_get_func_ip */
+    uint64_t cookie; /* bpf_get_attach_cookie */
+    uint32_t link;   /* index into a row of hits */
     uint32_t flags;
     uint64_t reserved[2];
 };
@@ -116,19 +125,70 @@ struct ub_cell {
 
 /* Per-thread state: one slot per live thread, found by thread pointer. */
 struct ub_thread {
-    uint64_t tp;   /* thread pointer, 0: free */
+    uint64_t key; /* ~thread pointer; 0: free, 1: being claimed */
     uint32_t tid;
-    int32_t row;   /* row of hits that only this thread writes; UB_ROWS - 1: shared, use atomics */
+    int32_t row; /* row of hits that only this thread writes; UB_ROWS - 1: shared, use atomics */
 };
 #define UB_THREAD_SLOTS 2048
+#define UB_THREAD_PROBES 32
 #define UB_ROWS 128
 
+/* MADV_WIPEONFORK: a forked child sees tgid 0 and runs no program. */
 struct ub_threads {
-    uint32_t tgid; /* 0 after fork: the area is MADV_WIPEONFORK */
-    uint32_t lock; /* owner tid */
+    uint32_t tgid;
     uint32_t next_row;
-    uint32_t reserved[13];
+    uint64_t reserved[5];
+    struct ub_thread shared; /* for threads that got no slot: row is UB_ROWS - 1 */
     struct ub_thread slots[UB_THREAD_SLOTS];
+};
+
+UB_INLINE uint32_t ub_thread_home(uint64_t tp)
+{
+    return (uint32_t)((tp >> 6) ^ (tp >> 16)) & (UB_THREAD_SLOTS - 1);
+}
+
+UB_INLINE uint64_t ub_thread_pointer(void)
+{
+    uint64_t tp;
+    __asm__ volatile("rdfsbase %0" : "=r"(tp));
+    return tp;
+}
+
+/* ---- the agent: once per process, shared by all images in it ----------------------------------- */
+
+/* Return addresses that were replaced; one table per thread, found by thread pointer; copied on fork. */
+struct ub_shadow_entry {
+    uint64_t sp;   /* where the return address stood; 0: free, 1: being written */
+    uint64_t ret;  /* the real return address (or the trampoline's, for two probes on one frame) */
+    uint64_t cell; /* struct ub_cell of the return probe; 0 once detached */
+    uint64_t reserved;
+};
+struct ub_shadow {
+    uint64_t n;
+    uint64_t reserved[3];
+    struct ub_shadow_entry entries[];
+};
+#define UB_SHADOW_BYTES 16384
+#define UB_SHADOW_CAPACITY ((UB_SHADOW_BYTES - sizeof(struct ub_shadow)) / sizeof(struct ub_shadow_entry))
+#define UB_SHADOW_SLOTS 1024
+
+struct ub_shadow_slot {
+    uint64_t key; /* ~thread pointer; 0: free */
+    uint64_t table; /* struct ub_shadow *, 0 until mapped */
+};
+
+/* struct kernel_sigaction, x86-64 */
+struct ub_sigaction {
+    uint64_t handler, flags, restorer, mask;
+};
+
+/* Data area of the agent's image: private memory, copied on fork. */
+struct ub_proc {
+    uint64_t abi;
+    struct ub_sigaction old[2]; /* what the application has (or believes it has) for SIGSEGV, SIGBUS */
+    uint64_t missed_returns;    /* return probes not armed: the thread's table was full */
+    uint64_t reserved[6];
+    struct ub_shadow_slot shadows[UB_SHADOW_SLOTS];
 };
 
 /* x86-64 struct pt_regs, arch/x86/include/uapi/asm/ptrace.h order */
