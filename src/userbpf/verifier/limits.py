@@ -1,0 +1,25 @@
+"""How much a program may ask of the verifier and of the machine. The defaults are Linux's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DEFAULT", "Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """visited: instructions walked over all paths (BPF_COMPLEXITY_LIMIT_INSNS). pending: branches waiting to be
+    walked (BPF_COMPLEXITY_LIMIT_JMP_SEQ). frame_bytes, total_stack: one frame, and the deepest chain of calls
+    (MAX_BPF_STACK). depth: nested frames (MAX_CALL_FRAMES). machine: names the layout of ``pt_regs``.
+    """
+
+    visited: int = 1_000_000
+    pending: int = 8192
+    frame_bytes: int = 512
+    total_stack: int = 512
+    depth: int = 8
+    machine: str = "x86_64"
+
+
+DEFAULT = Limits()
