@@ -26,6 +26,8 @@ from userbpf.object import MapSpec, Object, Program
 
 _LOG_SIZE: Final = 1 << 20
 _RDONLY_PROG: Final = 1 << 7  # BPF_F_RDONLY_PROG
+_F_SLEEPABLE: Final = 1 << 4  # BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS: flags of BPF_PROG_LOAD
+_F_XDP_HAS_FRAGS: Final = 1 << 5
 _LOG_TAIL: Final = 6
 _BPF_LOG_LEVEL1: Final = 1
 
@@ -186,6 +188,11 @@ def _func_info(prog: Program) -> bytes:
     return b"".join(struct.pack("=II", sub.start, sub.func_btf) for sub in prog.subprogs)
 
 
+def _flags(prog: Program) -> int:
+    sleepable = _F_SLEEPABLE if prog.section.sleepable else 0
+    return sleepable | (_F_XDP_HAS_FRAGS if prog.section.kind == "xdp.frags" else 0)
+
+
 def _load(loaded: KernelObject, prog: Program) -> KernelProg:
     insns = isa.encode(prog.insns)
     insn_buffer = ctypes.create_string_buffer(insns, len(insns))
@@ -204,8 +211,8 @@ def _load(loaded: KernelObject, prog: Program) -> KernelProg:
         attr = struct.pack(
             "=IIQQIIQII16sIIIIQIIQIIIIQ",
             *(int(prog.section.prog_type), len(prog.insns), address_of(insn_buffer), address_of(license_buffer)),
-            *(_BPF_LOG_LEVEL1, _LOG_SIZE, address_of(log), 0, 0, short),
-            *(0, 0, btf_fd, 8 if func_info else 0),
+            *(_BPF_LOG_LEVEL1, _LOG_SIZE, address_of(log), 0, _flags(prog), short),
+            *(0, int(prog.section.attach_type or 0), btf_fd, 8 if func_info else 0),
             *(address_of(func_buffer) if func_info else 0, len(func_info) // 8),
             *(0, 0, 0, 0, 0, 0, address_of(fd_array)),
         )
