@@ -17,9 +17,9 @@
 #include <stdint.h>
 
 #define UB_INLINE static inline __attribute__((always_inline))
-/* Functions that generated code calls by name. In the bitcode they become internal after linking. */
-#define UB_EXPORT __attribute__((visibility("default"), used))
-#define UB_EXPORT_INLINE __attribute__((visibility("default"), used, always_inline))
+/* Functions that generated code calls by name. They become internal after linking; what is not called goes. */
+#define UB_EXPORT __attribute__((visibility("default")))
+#define UB_EXPORT_INLINE __attribute__((visibility("default"), always_inline))
 #define ub_likely(x) __builtin_expect(!!(x), 1)
 #define ub_unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -47,6 +47,7 @@ struct ub_map_def {
     uint64_t data_off; /* array: first value. ring buffer: first data byte. Page aligned */
     uint64_t seed;     /* hash seed */
     uint64_t size;     /* bytes of the whole memory file */
+    uint64_t cpu_stride; /* per-cpu maps: bytes between two CPUs' values of one entry */
 };
 
 struct ub_thread;
@@ -92,7 +93,10 @@ struct ub_env {
     int64_t (*copy_from_user)(void *dst, const void *src, uint64_t n);    /* 0 or -EFAULT */
     int64_t (*strncpy_from_user)(void *dst, const void *src, uint64_t n); /* length with NUL, or -EFAULT */
     int (*vdso_clock_gettime)(int clock, void *timespec);
+    uint32_t owner_tag; /* 20 bits that tell pid namespaces apart, in the owner words of locks (src/ub_lock.h) */
+    uint32_t features;  /* UB_HAS_* of the CPU; 0 is always right */
 };
+#define UB_HAS_RDPID 1u
 #define UB_ABI 1
 
 #if defined(UB_BITCODE)

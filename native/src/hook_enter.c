@@ -46,7 +46,7 @@ UB_EXPORT void *memmove(void *dst, const void *src, size_t n)
 {
     unsigned char *d = dst;
     const unsigned char *s = src;
-    if (d - s >= n)
+    if ((uintptr_t)d - (uintptr_t)s >= n)
         return memcpy(dst, src, n);
     while (n-- > 0)
         __asm__ volatile("movb %1, %%al\n movb %%al, %0" : "=m"(d[n]) : "m"(s[n]) : "al");

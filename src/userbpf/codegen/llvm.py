@@ -1,0 +1,65 @@
+"""llvmlite: text and bitcode in, an object file out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, Final
+
+import llvmlite.binding as llvm
+
+from userbpf.errors import CodegenError
+
+TRIPLE: Final = "x86_64-unknown-linux-gnu"
+# Hooks run between two instructions of somebody else: they may not touch vector or floating-point registers.
+FEATURES: Final = "-x87,-mmx,-sse,-sse2,+soft-float,+cx8,+cx16"
+
+# Functions that instruction selection itself may call: they stay visible until then.
+_LIBRARY: Final = frozenset({"memcpy", "memset", "memmove", "memcmp", "bcmp"})
+
+
+@cache
+def _target_machine() -> Any:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()  # the runtime has inline assembly
+    target = llvm.Target.from_triple(TRIPLE)
+    return target.create_target_machine(
+        cpu="x86-64", features=FEATURES, opt=2, reloc="pic", codemodel="small", jit=False
+    )
+
+
+def llvm_version() -> tuple[int, int, int]:
+    """Version of the LLVM inside llvmlite."""
+    version: tuple[int, int, int] = llvm.llvm_version_info
+    return version
+
+
+def compile_module(ir: str, runtime: bytes, exported: Iterable[str]) -> tuple[bytes, str]:
+    """Links ``ir`` with the runtime bitcode, optimises, and gives the object file and its optimised IR.
+
+    Only ``exported`` stays visible: everything else is internal and goes when it is not used.
+    """
+    machine = _target_machine()
+    try:
+        module = llvm.parse_assembly(ir)
+        module.link_in(llvm.parse_bitcode(runtime))
+        module.verify()
+    except RuntimeError as error:
+        raise CodegenError(
+            f"LLVM does not take the generated code: {str(error).strip().splitlines()[0]}",
+            hint="this is a defect of userbpf; `userbpf doctor` shows whether llvmlite and ziglang fit together",
+        ) from error
+    keep = {*exported, *_LIBRARY}
+    for function in module.functions:
+        if not function.is_declaration and function.name not in keep:
+            function.linkage = "internal"
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_unrolling = True
+    builder = llvm.create_pass_builder(machine, options)
+    passes = builder.getModulePassManager()
+    passes.run(module, builder)
+    return machine.emit_object(module), str(module)
+
