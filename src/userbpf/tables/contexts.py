@@ -79,16 +79,17 @@ _RAW_TRACEPOINT: Final = Context(
     MAX_FUNC_ARGS * 8,
     tuple(ContextField(f"args[{i}]", i * 8, 8) for i in range(MAX_FUNC_ARGS)),
 )
+_XDP_FIELDS: Final = ("data", "data_end", "data_meta", "ingress_ifindex", "rx_queue_index", "egress_ifindex")
 _XDP_MD: Final = Context(
     "xdp_md",
     24,
-    tuple(
-        ContextField(name, i * 4, 4, narrow=False)
-        for i, name in enumerate("data data_end data_meta ingress_ifindex rx_queue_index egress_ifindex".split())
-    ),
+    tuple(ContextField(name, i * 4, 4, narrow=False) for i, name in enumerate(_XDP_FIELDS)),
 )
 
-_SK_BUFF_U32: Final = "len pkt_type mark queue_mapping protocol vlan_present vlan_tci vlan_proto priority ingress_ifindex ifindex tc_index"
+_SK_BUFF_U32: Final = (
+    "len pkt_type mark queue_mapping protocol vlan_present vlan_tci vlan_proto "
+    "priority ingress_ifindex ifindex tc_index"
+)
 _SK_BUFF_TAIL: Final = (
     "family remote_ip4 local_ip4 remote_ip6[0] remote_ip6[1] remote_ip6[2] remote_ip6[3] "
     "local_ip6[0] local_ip6[1] local_ip6[2] local_ip6[3] remote_port local_port data_meta"

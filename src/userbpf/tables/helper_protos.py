@@ -4,6 +4,8 @@ Facts from ``enum bpf_func_id`` and the comments in ``include/uapi/linux/bpf.h``
 renumbered, new ones are appended. What userbpf itself offers is in :mod:`userbpf.tables.helpers`.
 """
 
+# ruff: noqa: E501  (a prototype stays on one line, so that it can be searched)
+
 from __future__ import annotations
 
 from typing import Final

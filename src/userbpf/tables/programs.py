@@ -62,7 +62,7 @@ class SectionDef:
 class Section:
     """A parsed section name.
 
-    kind: the type without ``.s`` and ``ret``: ``uprobe``, ``uprobe.multi``, ``usdt``, ``kprobe``, ``tracepoint``, ``xdp`` …
+    kind: the type without ``.s`` and ``ret``: ``uprobe``, ``uprobe.multi``, ``usdt``, ``tracepoint``, ``xdp`` …
     path, symbol, offset: of probes; ``symbol`` is the function, event, hook or pattern, None when the target is an
     absolute file offset (then ``offset`` alone counts) or is given at attach. category: of tracepoints.
     provider: of USDT probes. auto_attach: the name holds a whole target. autoload: False when it began with ``?``.
