@@ -7,6 +7,7 @@ type starts and what its name offset is.
 
 from __future__ import annotations
 
+import builtins
 import struct
 from array import array
 from collections.abc import Iterator
@@ -87,14 +88,15 @@ class Btf:
     Made by :meth:`parse`; ``base`` is the BTF that a split one (a kernel module's) continues.
     """
 
-    def __init__(self, types: bytes, strings: bytes, base: Btf | None, raw: bytes) -> None:
+    def __init__(self, types: bytes, strings: bytes, base: Btf | None, raw: bytes, types_at: int) -> None:
         self.base = base
         self.raw = raw
+        self._types_at = types_at
         self.first_id = len(base) if base is not None else 1
         self._types = types
         self._strings = strings
-        self._first_string = base._end_string if base is not None else 0
-        self._end_string = self._first_string + len(strings)
+        self._first_string: int = base._end_string if base is not None else 0
+        self._end_string: int = self._first_string + len(strings)
         self._offsets: array[int] = array("I")
         self._heads: array[int] = array("I")  # name offset, info: two a type
         self._cache: dict[int, Type] = {}
@@ -130,7 +132,7 @@ class Btf:
         if base is None and strings[:1] != b"\0":
             raise BtfError("the BTF string area does not start with the empty string")
         types = data[hdr_len + type_off : hdr_len + type_off + type_len]
-        return cls(types, strings, base, data)
+        return cls(types, strings, base, data, hdr_len + type_off)
 
     def _index(self) -> None:
         """Note offset, name and kind of each type, checking that every record lies inside the type area."""
@@ -161,6 +163,10 @@ class Btf:
     def ids(self) -> range:
         """The ids of this BTF's own types: without void and without those of ``base``."""
         return range(self.first_id, len(self))
+
+    def position(self, type_id: int) -> int:
+        """Where in ``raw`` the record of this type starts."""
+        return self._types_at + self._offsets[self._slot(type_id)]
 
     def __repr__(self) -> str:
         return f"<Btf {len(self._offsets)} types>"
@@ -256,7 +262,7 @@ class Btf:
 
     __getitem__ = type
 
-    def expect(self, type_id: int, cls: type[_T]) -> _T:  # type: ignore[valid-type]  # `type` is the method here
+    def expect(self, type_id: int, cls: builtins.type[_T]) -> _T:
         """The type with this id, which must be a ``cls``."""
         found = self.type(type_id)
         if not isinstance(found, cls):

@@ -1,7 +1,4 @@
-"""What an object file says, as plain data: programs, maps, and what could not be linked.
-
-Nothing here touches the operating system; the same bytes give the same :class:`Object`.
-"""
+"""Programs and maps as an object file declares them: plain data, the same bytes give the same values."""
 
 from __future__ import annotations
 
@@ -9,19 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from userbpf.btf.btf import Btf
-from userbpf.btf.ext import Ext
-from userbpf.errors import UserBpfError
 from userbpf.isa import Insn
 from userbpf.tables.programs import Section
 
 __all__ = [
     "KFUNC_POISON",
+    "CoreFailure",
     "Initialiser",
     "Ksym",
     "LineInfo",
     "MapKind",
     "MapSpec",
-    "Object",
     "Program",
     "Subprog",
 ]
@@ -29,7 +24,7 @@ __all__ = [
 MapKind = Literal["map", "rodata", "data", "bss", "kconfig"]
 
 KFUNC_POISON = 2002000000
-"""``imm`` of a call to a kernel function is this plus its index in :attr:`Program.ksyms` (libbpf's POISON_CALL_KFUNC_BASE)."""
+"""``imm`` of a kernel function call is this plus its index in :attr:`Program.ksyms` (as libbpf poisons it)."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,14 @@ class Ksym:
 
 
 @dataclass(frozen=True)
+class CoreFailure:
+    """Instruction ``insn`` is poisoned (an invalid call) because its CO-RE relocation failed: ``reason``."""
+
+    insn: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Program:
     """A linked and CO-RE-relocated program; see ``docs/architecture.md`` for how references are encoded."""
 
@@ -122,20 +125,4 @@ class Program:
     license: str
     object_name: str
     ksyms: tuple[Ksym, ...] = ()
-
-
-@dataclass(frozen=True)
-class Object:
-    """A parsed object file.
-
-    ``errors`` holds, by program name, why a program could not be linked; the others stay usable.
-    """
-
-    name: str
-    programs: dict[str, Program]
-    maps: dict[str, MapSpec]
-    btf: Btf | None = field(repr=False)
-    btf_ext: Ext | None = field(repr=False)
-    license: str
-    kversion: int
-    errors: dict[str, UserBpfError] = field(default_factory=dict)
+    core_failures: tuple[CoreFailure, ...] = ()
