@@ -71,7 +71,7 @@ _libc.syscall.restype = ctypes.c_long
 class IoVec(ctypes.Structure):
     """struct iovec."""
 
-    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]  # noqa: RUF012 (ctypes' own protocol)
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
 
 
 def _failure() -> OSError:
@@ -99,9 +99,7 @@ def process_vm_readv(pid: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]
         buffer = ctypes.create_string_buffer(total)
         local = IoVec(ctypes.addressof(buffer), total)
         remote = (IoVec * len(batch))(*[IoVec(addr, size) for addr, size in batch])
-        done = int(
-            _libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.addressof(remote), len(batch), 0)
-        )
+        done = int(_libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.addressof(remote), len(batch), 0))
         if done < 0:
             raise _failure()
         if done != total:  # a partial transfer stops at the first page that is not mapped: process_vm_readv(2)
