@@ -74,6 +74,8 @@ struct ub_run {
 #else
 #define UB_KEEP_REGS
 #endif
+/* The same for what is called through a pointer: all registers but r11. */
+#define UB_SLOW_CALL __attribute__((preserve_most))
 
 /*
  * Process-local data of one image, reached by instruction-relative addressing. The controller fills
@@ -89,7 +91,7 @@ struct ub_env {
     uint32_t uid, gid;          /* real ids at attach */
     uint32_t n_cpus;
     /* entry points of the agent and of the vDSO */
-    struct ub_thread *(*enter_slow)(struct ub_threads *threads, uint64_t tp) UB_KEEP_REGS;
+    struct ub_thread *(UB_SLOW_CALL *enter_slow)(struct ub_threads *threads, uint64_t tp);
     int64_t (*copy_from_user)(void *dst, const void *src, uint64_t n);    /* 0 or -EFAULT */
     int64_t (*strncpy_from_user)(void *dst, const void *src, uint64_t n); /* length with NUL, or -EFAULT */
     int (*vdso_clock_gettime)(int clock, void *timespec);
@@ -191,7 +193,10 @@ struct ub_proc {
     uint64_t abi;
     struct ub_sigaction old[2]; /* what the application has (or believes it has) for SIGSEGV, SIGBUS */
     uint64_t missed_returns;    /* return probes not armed: the thread's table was full */
-    uint64_t reserved[6];
+    struct ub_threads *threads; /* the one area of this process */
+    uint32_t sessions;          /* how many attachments use the agent; changed only while all threads are stopped */
+    uint32_t faults;            /* 1: our handler is installed for SIGSEGV and SIGBUS */
+    uint64_t reserved[4];
     struct ub_shadow_slot shadows[UB_SHADOW_SLOTS];
 };
 

@@ -48,7 +48,7 @@ static int32_t ub_new_row(struct ub_threads *threads)
  * the area is wiped: the child was not attached to). Lock-free; a signal handler that interrupts it and
  * comes here again claims another slot, which only costs that slot.
  */
-UB_KEEP_REGS struct ub_thread *ub_agent_enter_slow(struct ub_threads *threads, uint64_t tp)
+UB_SLOW_CALL struct ub_thread *ub_agent_enter_slow(struct ub_threads *threads, uint64_t tp)
 {
     uint32_t home = ub_thread_home(tp);
     struct ub_thread *free_slot = 0;

@@ -174,4 +174,19 @@ UB_INLINE uint8_t *ub_percpu_value(const struct ub_map_def *def, uint8_t *base, 
     return base + def->data_off + cpu * def->cpu_stride + index * def->value_stride;
 }
 
+/* ub_run.cpu in the controller: a value is the values of all CPUs, value_stride apart, as in bpf(2). */
+#define UB_ALL_CPUS UINT32_MAX
+
+UB_INLINE void ub_percpu_copy_in(const struct ub_map_def *def, uint8_t *base, uint64_t index, const void *value,
+                                 uint32_t cpu)
+{
+    if (cpu != UB_ALL_CPUS) {
+        ub_copy_in(ub_percpu_value(def, base, index, cpu), value, def->value_size);
+        return;
+    }
+    for (uint32_t i = 0; i < def->n_cpus; i++)
+        ub_copy_in(ub_percpu_value(def, base, index, i), (const uint8_t *)value + (uint64_t)i * def->value_stride,
+                   def->value_size);
+}
+
 #endif

@@ -108,7 +108,7 @@ def module_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> tuple[
         calls.is_return = request.kind is HookKind.RETURN
         parts.append(emit_program(verified, f"prog.{n}", calls, map_numbers))
         percpu = sorted({numbers[spec.name] for spec in program.maps if spec.type in _PERCPU})
-        writer = HookWriter(f"prog.{n}", percpu, DEF_SIZE, needs_cpu=bool(helpers_of(verified) & CPU_HELPERS))
+        writer = HookWriter(f"prog.{n}", verified.facts, percpu, DEF_SIZE, needs_cpu=bool(helpers_of(verified) & CPU_HELPERS))
         entry = _entry(n, request)
         if entry.hook is not None:
             parts.append(writer.hook(entry.hook))

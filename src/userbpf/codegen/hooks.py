@@ -13,9 +13,11 @@ from typing import Final
 from userbpf.codegen.image import HookKind
 from userbpf.codegen.ir import FunctionWriter
 from userbpf.tables.contexts import PT_REGS_X86_64
+from userbpf.tables.helpers import HELPERS
 from userbpf.verifier import Facts
 
-_ARGUMENTS: Final = ("di", "si", "dx", "cx", "r8", "r9")
+_ARGUMENTS: Final = {"di": "rdi", "si": "rsi", "dx": "rdx", "cx": "rcx", "r8": "r8", "r9": "r9"}
+"""Argument registers in order (System V ABI, AMD64 supplement 3.2.3): name in pt_regs, name of the machine."""
 _CONSTANTS: Final = {"orig_ax": -1, "cs": 0x33, "ss": 0x2B}
 _CELL_SITE: Final = 16
 _CELL_RET_ENTRY: Final = 70
@@ -38,18 +40,25 @@ class HookWriter:
     """Writes hooks and bodies of one image.
 
     percpu: numbers of the per-CPU maps that the program uses; a CPU slot is held in them while it runs.
+    facts: which registers the program reads.
     needs_cpu: the program asks for the number of its CPU.
     """
 
-    def __init__(self, program: str, percpu: Sequence[int], def_size: int, *, needs_cpu: bool) -> None:
+    def __init__(self, program: str, facts: Facts, percpu: Sequence[int], def_size: int, *, needs_cpu: bool) -> None:
         self._program = program
+        self._facts = facts
         self._percpu = tuple(percpu)
         self._def_size = def_size
         self._needs_cpu = needs_cpu
 
     def hook(self, name: str) -> str:
-        """``@name``: called by a cell at a function's entry."""
-        params = ", ".join(f"i64 %{register}" for register in _ARGUMENTS)
+        """``@name``: called by a cell at a function's entry.
+
+        ``no_caller_saved_registers`` makes LLVM keep every register but the function's own parameters. Those that
+        the program reads are parameters here, so they are put back by hand right before the return.
+        """
+        arguments = self._arguments()
+        params = ", ".join(f"i64 %{register}" for register in self._positional(arguments))
         w = FunctionWriter(f"define void @{name}({params}) #1")
         w.do("%regs = alloca [168 x i8], align 8")
         self._allocas(w)
@@ -57,7 +66,7 @@ class HookWriter:
         ret = w.op(f"load i64, ptr {slot}, align 8")
         cell = w.op(f"inttoptr i64 {w.op(f'sub i64 {ret}, {_CELL_RET_ENTRY}')} to ptr")
         thread = self._enter(w, cell)
-        for register in _ARGUMENTS:
+        for register in arguments:
             self._set(w, register, f"%{register}")
         for register, value in _CONSTANTS.items():
             self._set(w, register, str(value))
@@ -66,27 +75,35 @@ class HookWriter:
         site = w.op(f"getelementptr i8, ptr {cell}, i64 {_CELL_SITE}")
         self._set(w, "ip", w.op(f"load i64, ptr {site}, align 8, !invariant.load !{{}}"))
         self._run(w, thread, cell, "%regs")
+        w.label("skip")
+        kept = self._positional(arguments)
+        if kept:
+            constraints = ",".join(f"{{{_ARGUMENTS[register]}}}" for register in kept)
+            values = ", ".join(f"i64 %{register}" for register in kept)
+            w.do(f'call void asm sideeffect "", "{constraints},~{{memory}}"({values})')
+        w.end("ret void")
         return w.text()
+
+    def _arguments(self) -> list[str]:
+        """Argument registers that the program reads. A helper that reads arguments by number means all."""
+        if any(HELPERS[call.helper].name == "get_func_arg" for call in self._facts.calls.values()):
+            return list(_ARGUMENTS)
+        read = {offset & ~7 for offset, _ in self._facts.ctx_reads}
+        return [register for register in _ARGUMENTS if _OFFSETS[register] in read]
+
+    @staticmethod
+    def _positional(arguments: Sequence[str]) -> list[str]:
+        """Parameters are positional: to name the third argument register, the first two must be named as well."""
+        order = list(_ARGUMENTS)
+        return order[: max((order.index(register) for register in arguments), default=-1) + 1]
 
     def body(self, name: str) -> str:
         """``@name(struct ub_pt_regs *, const struct ub_cell *)``: called by the agent."""
         w = FunctionWriter(f"define void @{name}(ptr %regs, ptr %cell) #2")
         self._allocas(w)
         self._run(w, self._enter(w, "%cell"), "%cell", "%regs")
-        return w.text()
-
-    def test_body(self, name: str) -> str:
-        """``@name(ptr ctx) -> i64``: a run without a target, for tests and ``test-run``."""
-        w = FunctionWriter(f"define i64 @{name}(ptr %ctx) #2")
-        self._allocas(w)
-        w.do("store ptr null, ptr %run, align 8")
-        w.do("store ptr null, ptr %run.cell, align 8")
-        self._hold_cpu(w)
-        result = w.op(f"call i64 @{self._program}(ptr %run, ptr %ctx)")
-        self._release_cpu(w)
-        w.end(f"ret i64 {result}")
         w.label("skip")
-        w.end("ret i64 0")
+        w.end("ret void")
         return w.text()
 
     @staticmethod
@@ -120,9 +137,6 @@ class HookWriter:
         self._hold_cpu(w)
         w.op(f"call i64 @{self._program}(ptr %run, ptr {regs})")
         self._release_cpu(w)
-        w.end("br label %skip")
-        w.label("skip")
-        w.end("ret void")
 
     def _hold_cpu(self, w: FunctionWriter) -> None:
         if self._percpu:

@@ -1,0 +1,151 @@
+"""Which addresses of a process a program is meant for.
+
+A section name (``uprobe/libc.so.6:malloc+4``) or the same text given at attach names a file and a function; here
+it becomes addresses in one process. Names are resolved as libbpf does (tools/lib/bpf/libbpf.c, attach_uprobe).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from userbpf.codegen import HookKind
+from userbpf.errors import AttachError, ObjectError, Place, ProcessError, UnsupportedError
+from userbpf.tables.programs import Section, parse_section
+
+if TYPE_CHECKING:
+    from userbpf.object import Program
+    from userbpf.process import Function, Module, Process
+
+ATTACHABLE: Final = ("uprobe", "uprobe.multi")
+"""Kinds of section that can be attached to a user process today."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in one process where one program runs."""
+
+    prog: str
+    kind: HookKind
+    module: Module
+    function: Function | None
+    addr: int
+    target: str
+
+
+def check_attachable(program: Program) -> None:
+    """Raises UnsupportedError for program kinds that have no events in a user process, or none yet."""
+    section = program.section
+    if section.kind in ATTACHABLE:
+        return
+    place = Place(file=program.object_name, section=section.name, prog=program.name)
+    if section.kind in ("usdt", "uprobe.session", "tracepoint", "ksyscall", "perf_event", "raw_tracepoint"):
+        raise UnsupportedError(
+            f"programs of section {section.name!r} cannot be attached yet",
+            place=place,
+            hint='probe the function instead, SEC("uprobe/PATH:SYMBOL"), or choose programs with --prog',
+        )
+    raise UnsupportedError(
+        f"programs of section {section.name!r} see events that only a kernel has",
+        place=place,
+        hint='a user process offers SEC("uprobe/…") and SEC("uretprobe/…"); choose programs with --prog',
+    )
+
+
+def effective_section(program: Program, targets: Mapping[str, str]) -> Section:
+    """The program's section, with the target given at attach in place of the one in its name.
+
+    targets: program name → ``PATH:SYMBOL[+OFFSET]``. The key ``*`` is for every program without a target.
+    """
+    section = program.section
+    text = targets.get(program.name)
+    if text is None and section.path is None:
+        text = targets.get("*")
+    if text is None:
+        if section.path is None:
+            raise AttachError(
+                f"section {section.name!r} of program {program.name} does not say where to attach",
+                place=Place(file=program.object_name, section=section.name, prog=program.name),
+                hint=f"give the place: --target {program.name}=libc.so.6:malloc",
+            )
+        return section
+    kind = "uprobe.multi" if section.kind == "uprobe.multi" else "uprobe"
+    prefix = kind.replace("uprobe", "uretprobe") if section.is_return else kind
+    try:
+        return parse_section(f"{prefix}/{text}")
+    except ObjectError as error:
+        raise AttachError(
+            f"the target {text!r} of program {program.name} is not PATH:SYMBOL[+OFFSET]",
+            hint="for instance libc.so.6:malloc, /usr/bin/bash:readline, ./app:main+0x10",
+        ) from error
+
+
+def resolve(process: Process, program: Program, section: Section) -> list[Site]:
+    """All sites of ``program`` in ``process``. Raises AttachError or ProcessError with near names."""
+    from userbpf.attach import resolve_functions
+
+    place = Place(file=program.object_name, section=section.name, prog=program.name)
+    assert section.path is not None
+    module = process.resolve_library(section.path)
+    if section.symbol is None:
+        addr = _file_offset(module, section.offset, place)
+        function = module.function_around(addr)
+        entry = function is not None and function.addr == addr
+        return [_site(program, section, module, function, addr, entry=entry)]
+    if section.kind == "uprobe.multi" or any(c in section.symbol for c in "*?["):
+        functions: Sequence[Function] = _matching(module, section.symbol, place)
+    else:
+        functions = resolve_functions(process, module, section.symbol)
+    return [
+        _site(program, section, module, function, function.addr + section.offset, entry=section.offset == 0)
+        for function in functions
+    ]
+
+
+def _site(
+    program: Program, section: Section, module: Module, function: Function | None, addr: int, *, entry: bool
+) -> Site:
+    if section.is_return:
+        if not entry:
+            raise AttachError(
+                f"program {program.name} runs at a function's return, so it needs the function, not a place inside it",
+                place=Place(file=program.object_name, section=section.name, prog=program.name),
+                hint="leave the offset out",
+            )
+        kind = HookKind.RETURN
+    else:
+        kind = HookKind.ENTRY if entry else HookKind.INNER
+    name = function.name if function is not None else f"{addr:#x}"
+    offset = addr - function.addr if function is not None else 0
+    return Site(
+        program.name, kind, module, function, addr, f"{module.path}:{name}" + (f"+{offset:#x}" if offset else "")
+    )
+
+
+def _file_offset(module: Module, offset: int, place: Place) -> int:
+    """Address of a byte of the file, as uprobes count (Documentation/trace/uprobetracer.rst)."""
+    for mapping in module.mappings:
+        if mapping.executable and mapping.offset <= offset < mapping.offset + mapping.size:
+            return mapping.start + offset - mapping.offset
+    raise AttachError(
+        f"offset {offset:#x} of {module.path} is not code",
+        place=place,
+        hint="give a symbol, or the file offset of an instruction (not its virtual address)",
+    )
+
+
+def _matching(module: Module, pattern: str, place: Place) -> list[Function]:
+    seen: dict[int, Function] = {}
+    for symbol in module.functions:
+        if fnmatch.fnmatchcase(symbol.name, pattern) and not symbol.ifunc:
+            function = module.at(symbol)
+            seen.setdefault(function.addr, function)
+    if not seen:
+        raise ProcessError(
+            f"no function in {module.path} matches {pattern!r}",
+            place=place,
+            hint="list them with: nm -D " + module.path,
+        )
+    return [seen[addr] for addr in sorted(seen)]
