@@ -60,7 +60,7 @@ struct ub_map_header {
     uint64_t size;      /* struct ub_map_def.size */
     uint64_t meta_off;  /* the controller's description of the map: name, BTF. Behind `size` */
     uint64_t meta_size;
-    uint8_t pad0[48];
+    uint8_t pad0[56];
     /* written at run time; each group on its own cache line */
     uint32_t wake_seq; /* futex: changes when sleeping consumers are to look again */
     uint32_t waiting;  /* a consumer sleeps or is about to */
