@@ -47,7 +47,6 @@ struct ub_map_def {
     uint64_t data_off; /* array: first value. ring buffer: first data byte. Page aligned */
     uint64_t seed;     /* hash seed */
     uint64_t size;     /* bytes of the whole memory file */
-    uint64_t cpu_stride; /* per-cpu maps: bytes between two CPUs' values of one entry */
 };
 
 struct ub_thread;

@@ -67,8 +67,7 @@ static int array_geometry(struct ub_map_def *d)
     }
     at = UB_PAGE + (percpu ? (uint64_t)d->n_cpus * UB_HOLD_STRIDE : 0);
     d->data_off = ub_round_up(at, UB_PAGE);
-    d->cpu_stride = percpu ? ub_round_up((uint64_t)d->max_entries * d->value_stride, UB_CACHE_LINE) : 0;
-    d->size = d->data_off + (percpu ? d->n_cpus * d->cpu_stride : (uint64_t)d->max_entries * d->value_stride);
+    d->size = d->data_off + (percpu ? d->n_cpus * ub_cpu_stride(d) : (uint64_t)d->max_entries * d->value_stride);
     return 0;
 }
 
@@ -107,8 +106,7 @@ static int hash_geometry(struct ub_map_def *d)
     d->elems_off = ub_round_up(d->buckets_off + (uint64_t)d->n_buckets * sizeof(uint32_t), UB_PAGE);
     at = d->elems_off + (uint64_t)d->n_elems * d->elem_stride;
     d->data_off = percpu ? ub_round_up(at, UB_PAGE) : 0;
-    d->cpu_stride = percpu ? ub_round_up((uint64_t)d->n_elems * d->value_stride, UB_CACHE_LINE) : 0;
-    d->size = percpu ? d->data_off + d->n_cpus * d->cpu_stride : at;
+    d->size = percpu ? d->data_off + d->n_cpus * ub_cpu_stride(d) : at;
     return 0;
 }
 

@@ -9,3 +9,4 @@
 #include "helper_map.c"
 #include "helper_task.c"
 #include "helper_trace.c"
+#include "hook_enter.c"

@@ -168,10 +168,16 @@ UB_INLINE uint64_t *ub_hold(uint8_t *base, uint32_t cpu)
     return (uint64_t *)(base + UB_HOLD_OFF + (uint64_t)cpu * UB_HOLD_STRIDE);
 }
 
+/* Per-cpu maps: bytes between two CPUs' values of one entry. Each CPU's values lie together. */
+UB_INLINE uint64_t ub_cpu_stride(const struct ub_map_def *def)
+{
+    return ub_round_up((uint64_t)def->n_elems * def->value_stride, UB_CACHE_LINE);
+}
+
 /* Value of entry `index` of CPU slot `cpu`; both are the caller's to bound. */
 UB_INLINE uint8_t *ub_percpu_value(const struct ub_map_def *def, uint8_t *base, uint64_t index, uint32_t cpu)
 {
-    return base + def->data_off + cpu * def->cpu_stride + index * def->value_stride;
+    return base + def->data_off + cpu * ub_cpu_stride(def) + index * def->value_stride;
 }
 
 /* ub_run.cpu in the controller: a value is the values of all CPUs, value_stride apart, as in bpf(2). */
