@@ -206,13 +206,11 @@ def symbol_offset(path: Path, name: str) -> int:
 def in_kernel(source: Path, target_pid: int, path: Path, symbol: str, measure: Callable[[], Sample]) -> Sample | None:
     """``measure()`` while the kernel runs the same program at the same function; None where it cannot."""
     from userbpf import kernel
-    from userbpf.object import Object
-    from userbpf.toolchain import compile_c, kernel_btf
+    from userbpf.session import read_object
 
     if kernel.available() is not None:
         return None
-    obj = Object.parse(compile_c(source, None), name=source.name, kernel_btf=kernel_btf)
-    with kernel.load_object(obj) as loaded:
+    with kernel.load_object(read_object(source)) as loaded:
         for prog in loaded.programs:
             loaded.attach_uprobe(prog, target_pid, str(path), symbol_offset(path, symbol))
         return measure()

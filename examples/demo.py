@@ -21,9 +21,8 @@ from rich.table import Table
 import userbpf
 from userbpf import kernel
 from userbpf.errors import UserBpfError
-from userbpf.object import Object
 from userbpf.process import Process
-from userbpf.toolchain import compile_c, kernel_btf
+from userbpf.session import read_object
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "libcstat.bpf.c"
@@ -145,8 +144,7 @@ def in_kernel(target: Target, path: str, file_offset: int) -> float | str:
     reason = kernel.available()
     if reason is not None:
         return reason
-    obj = Object.parse(compile_c(SOURCE, None), name=SOURCE.name, kernel_btf=kernel_btf)
-    with kernel.load_object(obj) as loaded:
+    with kernel.load_object(read_object(SOURCE)) as loaded:
         loaded.attach_uprobe("count_malloc", target.pid, path, file_offset)
         return target.cost(KERNEL_CALLS)
 

@@ -108,7 +108,7 @@ def check_llvm() -> Row:
     from userbpf import native
 
     try:
-        llvm.parse_bitcode(native.bitcode_path().read_bytes()).close()
+        llvm.parse_bitcode(native.runtime_bitcode()).close()
     except (OSError, RuntimeError, UserBpfError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
         return Row(
@@ -124,11 +124,11 @@ def check_native() -> Row:
     from userbpf import native
 
     try:
-        native.load()
+        native.library()
     except (OSError, UserBpfError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
         return Row("native runtime", "missing", first, "pip install --force-reinstall userbpf")
-    return Row("native runtime", "ok", f"{native.library_path()} loads")
+    return Row("native runtime", "ok", f"{native.LIB} is complete and loads")
 
 
 def check_ptrace() -> Row:

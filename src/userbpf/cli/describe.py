@@ -11,12 +11,11 @@ from userbpf.btf.types import DataSec, Var
 from userbpf.cli.typed import c_declaration, c_definitions, decode_value
 from userbpf.errors import BtfError
 from userbpf.object import MapSpec, Object, Program
-from userbpf.tables.helpers import HELPERS
+from userbpf.tables.helpers import HELPER_NAMES, HELPERS
 from userbpf.tables.maps import MapFlag, MapType
 
 _CALL = 0x85
-_LDDW = 0x18
-_WITH_BTF_KEYS = "map"
+_DECLARED = "map"
 
 
 def describe_object(obj: Object, *, disassemble: set[str]) -> dict[str, Any]:
@@ -27,8 +26,8 @@ def describe_object(obj: Object, *, disassemble: set[str]) -> dict[str, Any]:
         "kernel_version": obj.kversion,
         "programs": [describe_program(prog, with_code=name in disassemble) for name, prog in obj.programs.items()],
         "unusable": [{"name": name, "reason": str(error)} for name, error in obj.errors.items()],
-        "maps": [describe_map(spec) for spec in obj.maps.values() if spec.kind == _WITH_BTF_KEYS],
-        "globals": [describe_globals(spec) for spec in obj.maps.values() if spec.kind != _WITH_BTF_KEYS],
+        "maps": [describe_map(spec) for spec in obj.maps.values() if spec.kind == _DECLARED],
+        "globals": [describe_globals(spec) for spec in obj.maps.values() if spec.kind != _DECLARED],
         "btf": describe_btf(obj.btf) if obj.btf is not None else None,
     }
 
@@ -36,13 +35,13 @@ def describe_object(obj: Object, *, disassemble: set[str]) -> dict[str, Any]:
 def helpers_of(prog: Program) -> list[str]:
     """Names of the helpers that a program calls, in order of id; ``#ID`` for those of no known kernel."""
     ids = {insn.imm for insn in prog.insns if insn.op == _CALL and insn.src == 0}
-    return [HELPERS[number].name if number in HELPERS else f"#{number}" for number in sorted(ids)]
+    return [HELPER_NAMES.get(number, f"#{number}") for number in sorted(ids)]
 
 
 def missing_helpers_of(prog: Program) -> list[str]:
     """Those of :func:`helpers_of` that userbpf does not offer."""
-    by_name = {helper.name: helper for helper in HELPERS.values()}
-    return [name for name in helpers_of(prog) if name not in by_name or by_name[name].native is None]
+    offered = {HELPER_NAMES[number] for number, helper in HELPERS.items() if helper.native is not None}
+    return [name for name in helpers_of(prog) if name not in offered]
 
 
 def describe_program(prog: Program, *, with_code: bool) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def describe_program(prog: Program, *, with_code: bool) -> dict[str, Any]:
 def code_of(prog: Program) -> list[dict[str, Any]]:
     """One entry a slot: its index, text, the subprogram that starts there, the source line that starts there."""
     symbols = isa.Symbols(
-        helpers={number: helper.name for number, helper in HELPERS.items()},
+        helpers=HELPER_NAMES,
         maps=dict(enumerate(spec.name for spec in prog.maps)),
         subprogs={sub.start: sub.name for sub in prog.subprogs},
     )

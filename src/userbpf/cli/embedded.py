@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 _IDENT: Final = b"\x7fELF\x02\x01\x01"  # 64-bit, little-endian, version 1
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _ET_REL: Final = 1
 _EM_BPF: Final = 247
+_EM_NONE: Final = 0  # what clang before 4 wrote
+_BIG_ENDIAN: Final = 2
 _SHT_NOBITS: Final = 8
 
 
@@ -27,8 +29,11 @@ def is_elf(data: bytes) -> bool:
 
 
 def is_bpf_object(data: bytes) -> bool:
-    """True for anything that the object reader should judge: BPF, or not an ELF file that can carry BPF."""
-    return not is_elf(data) or len(data) < _HEADER.size or struct.unpack_from("<H", data, 18)[0] in (_EM_BPF, 0)
+    """True for anything that the object reader should judge: BPF of either byte order, or no ELF file at all."""
+    if not is_elf(data) or len(data) < _HEADER.size:
+        return True
+    order: Literal["big", "little"] = "big" if data[5] == _BIG_ENDIAN else "little"
+    return int.from_bytes(data[18:20], order) in (_EM_BPF, _EM_NONE)
 
 
 def find_embedded(data: bytes) -> list[Embedded]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from userbpf.cli.embedded import Embedded, find_embedded, is_bpf_object
-from userbpf.cli.output import print_json, print_table
+from userbpf.cli.output import jsonable, print_json, print_table
 from userbpf.errors import ObjectError, Place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -79,10 +79,10 @@ def _list_embedded(path: Path, found: list[Embedded], json: bool) -> None:
 
 def _describe(data: bytes, name: str, progs: list[str], disasm: bool | None, json: bool) -> dict[str, Any]:
     from userbpf.cli.describe import describe_object
+    from userbpf.kernel.host import kernel_btf, running_kernel
     from userbpf.object import Object
-    from userbpf.toolchain import kernel_btf
 
-    obj = Object.parse(data, name=name, kernel_btf=kernel_btf)
+    obj = Object.parse(data, name=name, kernel_btf=kernel_btf, kernel=running_kernel())
     for wanted in progs:
         if wanted not in obj.programs:
             known = ", ".join(obj.programs) or "none"
@@ -156,7 +156,10 @@ def _side(item: dict[str, Any], side: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = f'"{value}"' if isinstance(value, str) else str(value)
+    """A value as C would write it, cut to a line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = f'"{value}"' if isinstance(value, str) else str(jsonable(value))
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -167,5 +170,6 @@ def _print_code(prog: dict[str, Any]) -> None:
             print(f"\n{entry['subprog']}:")
         if "source" in entry:
             source = entry["source"]
-            print(f"; {source['text'] or '(no text)'}  // {Path(source['file']).name}:{source['line']}")
+            where = f"{Path(source['file']).name}:{source['line']}"
+            print(f"; {source['text']}  // {where}" if source["text"] else f"; {where}")
         print(f"{entry['insn']:6}: {entry['text']}")

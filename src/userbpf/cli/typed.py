@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from userbpf.btf import Btf, c_decl
+from userbpf.btf import Btf
+from userbpf.btf.dump import c_decl
 from userbpf.btf.format import Decoder
 from userbpf.btf.types import Array, Struct, Union
 from userbpf.errors import BtfError
