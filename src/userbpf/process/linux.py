@@ -191,10 +191,11 @@ class Process:
 
     @property
     def shadow_stack(self) -> bool:
-        """True when a thread runs with a hardware shadow stack (x86_Thread_features: shstk)."""
-        return any(
-            "shstk" in self._task_status(tid).get("x86_Thread_features", "").split() for tid in self.thread_ids()
-        )
+        """True when the process runs with hardware shadow stacks (x86_Thread_features: shstk).
+
+        The C library turns them on before there is a second thread, which then inherits them.
+        """
+        return "shstk" in self._task_status(self.pid).get("x86_Thread_features", "").split()
 
     @property
     def uid(self) -> int:

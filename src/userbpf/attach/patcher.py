@@ -1,0 +1,269 @@
+"""Writing patches into a stopped target and taking them out again: all of them, or none.
+
+A patch replaces bytes that threads may be executing. While all are stopped, each thread's position decides: inside the
+patched bytes it is moved to the same instruction in the trampoline, and back when the patch goes. What a signal
+handler will return to, or what a hook on its way will, lies on the stacks: they are searched for such addresses, and
+while one is found the target runs on and is stopped again a little later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from userbpf.attach.injector import Injector, Region
+from userbpf.attach.relocate_x86 import Place
+from userbpf.attach.site import who_patched
+from userbpf.attach.trampoline import Patch, Write
+from userbpf.errors import AttachError, ProcessError
+from userbpf.errors import Place as ErrorPlace
+from userbpf.process import Mapping, Process, ProcessExitedError, Registers, Stopped
+
+__all__ = ["RemoveReport", "StopReport", "apply", "remove"]
+
+_STACK_BYTES: Final = 256 * 1024
+_SYSCALL_SIZE: Final = 2
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.05
+
+
+@dataclass
+class StopReport:
+    """How often and how long the target stood still."""
+
+    stops: int = 0
+    longest_ns: int = 0
+    total_ns: int = 0
+
+    def count(self, elapsed_ns: int) -> None:
+        self.stops += 1
+        self.longest_ns = max(self.longest_ns, elapsed_ns)
+        self.total_ns += elapsed_ns
+
+
+@dataclass
+class RemoveReport(StopReport):
+    """What removing did. ``left_mapped``: regions that a thread still needs; ``conflicts``: sites that were not
+    restored because somebody else changed them after us, with the sentence that says so; ``gone``: the process ended.
+    """
+
+    left_mapped: list[Region] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    gone: bool = False
+
+
+class _Busy(Exception):
+    """A thread is at a place where it cannot be helped; its message says where."""
+
+
+def _stacks(stopped: Stopped, mappings: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """(address, size) of the used part of every thread's stack, at most _STACK_BYTES each."""
+    out = []
+    for regs in stopped.threads.values():
+        start = regs.sp & -8
+        mapping = next((m for m in mappings if start in m), None)
+        if mapping is not None and mapping.readable:
+            out.append((start, min(_STACK_BYTES, mapping.end - start)))
+    return out
+
+
+def _find_word(stacks: Iterable[bytes], wanted: Callable[[memoryview], int | None]) -> int | None:
+    for stack in stacks:
+        found = wanted(memoryview(stack[: len(stack) & -8]).cast("Q"))
+        if found is not None:
+            return found
+    return None
+
+
+def _any_of(addresses: Collection[int]) -> Callable[[memoryview], int | None]:
+    members = frozenset(addresses)
+    return lambda words: None if members.isdisjoint(words) else next(w for w in words if w in members)
+
+
+def _any_within(regions: Sequence[Region]) -> Callable[[memoryview], int | None]:
+    spans = [(r.addr, r.addr + r.code_size) for r in regions if r.code_size]
+    low, high = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+    return lambda words: next((w for w in words if low <= w < high and any(s <= w < e for s, e in spans)), None)
+
+
+def _inside(patches: Iterable[Patch]) -> dict[int, Patch]:
+    """Every address strictly inside patched bytes."""
+    return {addr: p for p in patches for addr in range(p.plan.addr + 1, p.plan.addr + p.plan.size)}
+
+
+def _check_overlaps(patches: Sequence[Patch]) -> None:
+    writes = sorted((w for p in patches for w in p.writes), key=lambda w: w.addr)
+    for first, second in zip(writes, writes[1:], strict=False):
+        if first.addr + len(first.old) > second.addr:
+            raise AttachError(
+                f"the patches at {first.addr:#x} and {second.addr:#x} overlap",
+                hint="probe only one of two places that are less than 5 bytes apart",
+            )
+
+
+def _compare(process: Process, patches: Sequence[Patch], *, armed: bool) -> list[tuple[Patch, str]]:
+    """Patches whose bytes in the target are not as we left them, with who changed them."""
+    writes = [(p, w) for p in patches for w in p.writes]
+    live = process.read_many([(w.addr, len(w.old)) for _, w in writes])
+    wrong: dict[int, tuple[Patch, str]] = {}
+    mappings: list[Mapping] = []
+    for (patch, write), found in zip(writes, live, strict=True):
+        if found != (write.new if armed else write.old) and id(patch) not in wrong:
+            mappings = mappings or process.mappings()
+            wrong[id(patch)] = (patch, who_patched(mappings, write.addr, found))
+    return list(wrong.values())
+
+
+def _describe(patch: Patch, why: str) -> str:
+    return f"{patch.plan.func.name} ({patch.plan.addr:#x}): {why}"
+
+
+def _move_in(stopped: Stopped, inside: dict[int, Patch], patches: Sequence[Patch]) -> dict[int, Registers]:
+    """New registers for the threads that stand inside patched bytes. Raises _Busy."""
+    # A thread behind a moved `syscall` may be sent back over it (restart): it has to be in the moved copy, too.
+    behind = {p.plan.resume: p for p in patches if p.plan.insns[-1].is_syscall}
+    moves: dict[int, Registers] = {}
+    for tid, regs in stopped.threads.items():
+        patch = inside.get(regs.ip)
+        if patch is None and regs.in_syscall and regs.ip - _SYSCALL_SIZE in inside:
+            patch = behind.get(regs.ip)
+        if patch is None:
+            continue
+        if regs.ip not in patch.starts or stopped.in_critical_section(tid):
+            raise _Busy(f"thread {tid} stands at {regs.ip:#x}, inside the bytes to be patched")
+        moved = regs.copy()
+        moved.ip = patch.starts[regs.ip]
+        moves[tid] = moved
+    return moves
+
+
+def _write_all(process: Process, writes: Sequence[Write], *, arm: bool) -> None:
+    """Write the new (or the old) bytes and read them back; on failure what was written is undone."""
+    done: list[Write] = []
+    try:
+        for write in writes:
+            process.write(write.addr, write.new if arm else write.old)
+            done.append(write)
+        live = process.read_many([(w.addr, len(w.old)) for w in writes])
+        if any(found != (w.new if arm else w.old) for w, found in zip(writes, live, strict=True)):
+            raise AttachError("the patched bytes read back differently", hint="another tool patches this process now")
+    except (ProcessError, AttachError):
+        for write in reversed(done):
+            process.write(write.addr, write.old if arm else write.new)
+        raise
+
+
+def apply(process: Process, patches: Sequence[Patch], *, timeout: float = 2.0) -> StopReport:
+    """Arm all patches in one short stop. Their trampolines have to be in place.
+
+    timeout: seconds to keep trying while a thread is in the way. AttachError when nothing was changed.
+    """
+    _check_overlaps(patches)
+    report = StopReport()
+    inside = _inside(patches)
+    behind = [a + _SYSCALL_SIZE for a in inside]
+    wanted = _any_of(inside)
+    writes = [write for patch in patches for write in patch.writes]
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        busy = ""
+        with process.stop(timeout) as stopped:
+            wrong = _compare(process, patches, armed=False)
+            if wrong:
+                raise AttachError(
+                    f"{_describe(*wrong[0])}; nothing was patched",
+                    place=ErrorPlace(file=wrong[0][0].plan.module.path),
+                    hint="detach the other tool first",
+                )
+            try:
+                near = any(r.ip in inside or r.ip in behind for r in stopped.threads.values())
+                moves = _move_in(stopped, inside, patches) if near else {}
+                stacks = process.read_many(_stacks(stopped, process.mappings()))
+                word = _find_word(stacks, wanted)
+                if word is not None:
+                    raise _Busy(f"a signal handler will return to {word:#x}, inside the bytes to be patched")
+                _write_all(process, writes, arm=True)
+                for tid, regs in moves.items():
+                    stopped.set_registers(tid, regs)
+            except _Busy as problem:
+                busy = str(problem)
+        report.count(stopped.elapsed_ns)
+        if not busy:
+            return report
+        if time.monotonic() > deadline:
+            raise AttachError(f"the target could not be patched: {busy}", hint="try again; nothing was changed")
+        time.sleep(pause)  # let the target run on before looking again: the loop, not the pause, decides
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _move_out(stopped: Stopped, patches: Sequence[Patch], regions: Sequence[Region]) -> bool:
+    """Take threads out of trampolines. False while one stands in other code of ours."""
+    places: dict[int, Place] = {}
+    clear = True
+    for tid, regs in list(stopped.threads.items()):
+        region = next((r for r in regions if r.addr <= regs.ip < r.addr + r.code_size), None)
+        islands = any(p.plan.island == regs.ip for p in patches)
+        if region is None and not islands:
+            continue
+        if not places:
+            places = {addr: place for p in patches for addr, place in p.places.items()}
+        place = places.get(regs.ip)
+        if place is None:
+            clear = False
+            continue
+        moved = regs.copy()
+        moved.ip = place.addr
+        moved.sp = regs.sp + place.sp_delta
+        stopped.set_registers(tid, moved)
+    return clear
+
+
+def remove(process: Process, patches: Sequence[Patch], injector: Injector, *, timeout: float = 2.0) -> RemoveReport:
+    """Restore the original bytes and, as soon as no thread needs them, give all regions of ``injector`` back.
+
+    The bytes are restored in the first stop. timeout: how long to wait for threads that are still in our code or will
+    return to it; then their regions stay mapped and the report says so. A process that has ended is no error.
+    """
+    report = RemoveReport()
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    restored = False
+    kept: list[Patch] = []
+    try:
+        while True:
+            with process.stop(timeout) as stopped:
+                if not restored:
+                    wrong = _compare(process, patches, armed=True)
+                    report.conflicts = [_describe(*conflict) for conflict in wrong]
+                    kept = [patch for patch, _ in wrong]
+                    ours = [p for p in patches if all(p is not k for k in kept)]
+                    _write_all(process, [w for p in ours for w in reversed(p.writes)], arm=False)
+                    restored = True
+                if not kept and _may_unmap(stopped, ours, injector):
+                    injector.unmap_all(stopped)
+            report.count(stopped.elapsed_ns)
+            if not injector.regions:
+                return report
+            if kept or time.monotonic() > deadline:
+                report.left_mapped = list(injector.regions)
+                return report
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+    except ProcessExitedError:
+        report.gone = True
+        injector.regions.clear()
+        return report
+
+
+def _may_unmap(stopped: Stopped, patches: Sequence[Patch], injector: Injector) -> bool:
+    """True when no thread is in our code, nor will return to it; threads in trampolines are moved out."""
+    if not any(r.code_size for r in injector.regions):
+        return True
+    if not _move_out(stopped, patches, injector.regions):
+        return False
+    process = stopped.process
+    stacks = process.read_many(_stacks(stopped, process.mappings()))
+    return _find_word(stacks, _any_within(injector.regions)) is None
