@@ -221,10 +221,18 @@ def _move_out(stopped: Stopped, patches: Sequence[Patch], regions: Sequence[Regi
     return clear
 
 
-def remove(process: Process, patches: Sequence[Patch], injector: Injector, *, timeout: float = 2.0) -> RemoveReport:
+def remove(
+    process: Process,
+    patches: Sequence[Patch],
+    injector: Injector,
+    *,
+    timeout: float = 2.0,
+    before_scan: Callable[[Stopped], None] | None = None,
+) -> RemoveReport:
     """Restore the original bytes and, as soon as no thread needs them, give all regions of ``injector`` back.
 
-    The bytes are restored in the first stop. timeout: how long to wait for threads that are still in our code or will
+    The bytes are restored in the first stop. before_scan is called in every stop before the threads are looked at:
+    it takes what refers to our code off the stacks (return probes), and may add regions. timeout: how long to wait for threads that are still in our code or will
     return to it; then their regions stay mapped and the report says so. A process that has ended is no error.
     """
     report = RemoveReport()
@@ -242,6 +250,8 @@ def remove(process: Process, patches: Sequence[Patch], injector: Injector, *, ti
                     ours = [p for p in patches if all(p is not k for k in kept)]
                     _write_all(process, [w for p in ours for w in reversed(p.writes)], arm=False)
                     restored = True
+                if before_scan is not None:
+                    before_scan(stopped)
                 if not kept and _may_unmap(stopped, ours, injector):
                     injector.unmap_all(stopped)
             report.count(stopped.elapsed_ns)

@@ -16,6 +16,7 @@ from userbpf.errors import AttachError, ObjectError, Place, ProcessError, Unsupp
 from userbpf.tables.programs import Section, parse_section
 
 if TYPE_CHECKING:
+    from userbpf.attach import SitePlan
     from userbpf.object import Program
     from userbpf.process import Function, Module, Process
 
@@ -28,11 +29,17 @@ class Site:
     """One place in one process where one program runs."""
 
     prog: str
-    kind: HookKind
+    is_return: bool
     module: Module
     function: Function | None
     addr: int
     target: str
+
+    def hook_kind(self, plan: SitePlan) -> HookKind:
+        """Which kind of hook the program needs here."""
+        if self.is_return:
+            return HookKind.RETURN
+        return HookKind.INNER if plan.inner else HookKind.ENTRY
 
 
 def check_attachable(program: Program) -> None:
@@ -107,21 +114,16 @@ def resolve(process: Process, program: Program, section: Section) -> list[Site]:
 def _site(
     program: Program, section: Section, module: Module, function: Function | None, addr: int, *, entry: bool
 ) -> Site:
-    if section.is_return:
-        if not entry:
-            raise AttachError(
-                f"program {program.name} runs at a function's return, so it needs the function, not a place inside it",
-                place=Place(file=program.object_name, section=section.name, prog=program.name),
-                hint="leave the offset out",
-            )
-        kind = HookKind.RETURN
-    else:
-        kind = HookKind.ENTRY if entry else HookKind.INNER
+    if section.is_return and not entry:
+        raise AttachError(
+            f"program {program.name} runs at a function's return, so it needs the function, not a place inside it",
+            place=Place(file=program.object_name, section=section.name, prog=program.name),
+            hint="leave the offset out",
+        )
     name = function.name if function is not None else f"{addr:#x}"
     offset = addr - function.addr if function is not None else 0
-    return Site(
-        program.name, kind, module, function, addr, f"{module.path}:{name}" + (f"+{offset:#x}" if offset else "")
-    )
+    target = f"{module.path}:{name}" + (f"+{offset:#x}" if offset else "")
+    return Site(program.name, section.is_return, module, function, addr, target)
 
 
 def _file_offset(module: Module, offset: int, place: Place) -> int:

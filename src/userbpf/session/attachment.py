@@ -1,0 +1,308 @@
+"""Programs of one object in one process: the way in, what can be seen meanwhile, the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from userbpf.codegen import CodeImage, Entry
+from userbpf.errors import AttachError, ProcessError
+from userbpf.native import possible_cpus
+from userbpf.native.abi import ABI, HAS_RDPID, TID_OFF_UNKNOWN, Env, Proc
+from userbpf.process.errors import ProcessExitedError
+from userbpf.session import agent as agents
+from userbpf.session.shared import PAGE, SharedState
+from userbpf.session.targets import Site
+
+if TYPE_CHECKING:
+    from userbpf.attach import Cell, Patch, SitePlan
+    from userbpf.maps import Map
+    from userbpf.process import Process, Stopped
+
+OWNER_TAG_MASK: Final = 0xFFFFF
+"""ub_env.owner_tag has 20 bits (native/src/ub_lock.h)."""
+_VDSO_CLOCK: Final = "__vdso_clock_gettime"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One program at one place of one process."""
+
+    prog: str
+    target: str
+    pid: int
+    kind: str
+    index: int
+    attachment: Attachment
+
+    @property
+    def hits(self) -> int:
+        """How often the program ran, over all threads; final once detached."""
+        return self.attachment.hits()[self.index]
+
+
+class Attachment:
+    """What :meth:`LoadedObject.attach` gives back. A context manager: leaving it detaches.
+
+    links: one for each program and place. stop_ns: how long the target stood still at most (attach).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process: Process,
+        sites: Sequence[Site],
+        plans: Mapping[int, SitePlan],
+        image: CodeImage,
+        maps: Mapping[str, Map],
+    ) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.name = name
+        self.links = [
+            Link(site.prog, site.target, process.pid, site.hook_kind(plans[site.addr]).value, n, self)
+            for n, site in enumerate(sites)
+        ]
+        self.stop_ns = 0
+        self.added_bytes = 0
+        self._sites = list(sites)
+        self._image = image
+        by_key = {(entry.prog, entry.kind): entry for entry in image.entries}
+        self._entries = [by_key[site.prog, site.hook_kind(plans[site.addr])] for site in sites]
+        self._plans = plans
+        self._maps = maps
+        self._patches: list[Patch] = []
+        self._final_hits: list[int] | None = None
+        self._shared = SharedState(name, len(sites))
+        try:
+            self._attach()
+        except BaseException:
+            self._shared.close()
+            raise
+
+    # ---- the way in ----------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        from userbpf.attach import Injector, apply
+
+        process = self.process
+        if any(site.is_return for site in self._sites) and process.shadow_stack:
+            raise AttachError(
+                f"process {process.pid} ({process.name}) has a hardware shadow stack, which return probes would violate",
+                hint="use an entry probe, or start the process with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+            )
+        self._injector = Injector(process)
+        self._agent_injector = Injector(process)
+        self._agent: agents.Agent | None = None
+        try:
+            with process.stop() as stopped:
+                self._map(stopped)
+            first_stop = stopped.elapsed_ns
+            self._build()
+            self._shared.describe(self._description())
+            report = apply(process, self._patches)
+            self.stop_ns = max(first_stop, report.longest_ns)
+        except BaseException:
+            self._undo()
+            raise
+
+    def _map(self, stopped: Stopped) -> None:
+        """First stop: everything that needs the target's own system calls."""
+        from userbpf.attach import SealedImage, trampoline_size
+
+        injector, image, plans = self._injector, self._image, self._plans
+        self._agent = agents.enter(stopped, self._agent_injector, faulting=image.faulting)
+        with SealedImage(self.name, image.code, image.data_size) as sealed:
+            self._image_at = injector.map_image(stopped, sealed).addr
+        self._map_at: list[int] = []
+        for name in image.maps:
+            bpf_map = self._maps[name]
+            region = injector.map_fd(
+                stopped, bpf_map.fd, bpf_map.memory_size, writable=not bpf_map.readonly, name=f"map:{name}"
+            )
+            self._map_at.append(region.addr)
+        self._shared_at = injector.map_fd(
+            stopped, self._shared.fd, self._shared.size, writable=True, name="session"
+        ).addr
+        by_module: dict[int, list[SitePlan]] = {}
+        modules = {}
+        for site in self._sites:
+            modules[site.module.start] = site.module
+            group = by_module.setdefault(site.module.start, [])
+            if plans[site.addr] not in group:
+                group.append(plans[site.addr])
+        self._trampoline_at: dict[int, int] = {}
+        counts = self._cells_per_site()
+        for start, group in by_module.items():
+            size = sum(trampoline_size(plan, counts[plan.addr]) for plan in group)
+            addr = injector.map_trampolines(stopped, modules[start], size).addr
+            for plan in group:
+                self._trampoline_at[plan.addr] = addr
+                addr += trampoline_size(plan, counts[plan.addr])
+        self._tid_offset = stopped.thread_id_offset()
+        self.added_bytes = sum(
+            region.size for owner in (injector, self._agent_injector) for region in owner.regions
+        )
+
+    def _cells_per_site(self) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for site in self._sites:
+            counts[site.addr] = counts.get(site.addr, 0) + 1
+        return counts
+
+    def _build(self) -> None:
+        """Between the stops, while the target runs: fill data areas and trampolines that nothing refers to yet."""
+        from userbpf.attach import build_trampoline
+
+        injector, image = self._injector, self._image
+        data = self._env() + struct.pack(f"<{len(self._map_at)}Q", *self._map_at)
+        injector.write(self._image_at + len(image.code), data)
+        for addr, plan in self._plans.items():
+            cells = [
+                self._cell(site, entry, n)
+                for n, (site, entry) in enumerate(zip(self._sites, self._entries, strict=True))
+                if site.addr == addr
+            ]
+            patch = build_trampoline(plan, cells, self._trampoline_at[addr])
+            injector.write(self._trampoline_at[addr], patch.code)
+            self._patches.append(patch)
+
+    def _cell(self, site: Site, entry: Entry, index: int) -> Cell:
+        from userbpf.attach import Cell
+
+        assert self._agent is not None
+        symbols = self._image.symbols
+        if entry.hook is not None:
+            hook = self._image_at + symbols[entry.hook]
+        else:
+            assert entry.agent_hook is not None
+            hook = self._agent.symbol(entry.agent_hook)
+        body = self._image_at + symbols[entry.body] if entry.body is not None else 0
+        return Cell(hook=hook, ret_hook=body, site=site.addr, func=site.addr, link=index)
+
+    def _env(self) -> bytes:
+        """``struct ub_env`` of this image in this process."""
+        agent, process = self._agent, self.process
+        assert agent is not None
+        env = Env()
+        env.abi = ABI
+        env.threads = agent.threads
+        env.hits = self._shared_at + PAGE
+        env.hits_shift = self._shared.shift
+        env.tid_off = TID_OFF_UNKNOWN if self._tid_offset is None else self._tid_offset
+        env.tgid = process.ns_pid
+        env.uid, env.gid = process.uid, process.gid
+        env.n_cpus = possible_cpus()
+        env.enter_slow = agent.symbol("ub_agent_enter_slow")
+        env.copy_from_user = agent.symbol("ub_agent_copy_from_user")
+        env.strncpy_from_user = agent.symbol("ub_agent_strncpy_from_user")
+        env.vdso_clock_gettime = process.vdso_symbol(_VDSO_CLOCK) or 0
+        env.owner_tag = os.stat(f"/proc/{process.pid}/ns/pid").st_ino & OWNER_TAG_MASK
+        env.features = _cpu_features()
+        return bytes(env)
+
+    def _description(self) -> dict[str, object]:
+        """All that a later command needs to undo this attachment."""
+        assert self._agent is not None
+        return {
+            "version": 1,
+            "name": self.name,
+            "pid": self.process.ns_pid,
+            "agent": [self._agent.code, self._agent.proc, self._agent.threads],
+            "links": [[link.prog, link.target, link.kind] for link in self.links],
+            "patches": [
+                [[write.addr, write.old.hex(), write.new.hex()] for write in patch.writes] for patch in self._patches
+            ],
+            "regions": [[r.addr, r.size, r.kind, r.name] for r in self._injector.regions],
+        }
+
+    # ---- meanwhile -----------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """False once the target has ended or this attachment was detached."""
+        return self._final_hits is None and self.process.alive
+
+    def hits(self) -> list[int]:
+        """Runs of each link until now, in the order of :attr:`links`."""
+        return self._final_hits if self._final_hits is not None else self._shared.hits()
+
+    @property
+    def missed_returns(self) -> int:
+        """Returns that were not seen because a thread had too many probed frames at a time."""
+        if self._agent is None or not self.alive:
+            return 0
+        with contextlib.suppress(ProcessError):
+            field = Proc.missed_returns
+            return int.from_bytes(self.process.read(self._agent.proc + field.offset, field.size), "little")
+        return 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the target has ended; False when ``timeout`` seconds passed first."""
+        return self.process.wait(timeout) is not None
+
+    # ---- the way out ---------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Puts the original bytes back and takes everything out of the target. Does nothing when done already."""
+        if self._final_hits is not None:
+            return
+        try:
+            if self.process.alive:
+                self._remove()
+        finally:
+            self._final_hits = self._shared.hits()
+            self._shared.close()
+            self.process.close()
+
+    close = detach
+
+    def _remove(self) -> None:
+        from userbpf.attach import remove
+
+        agent = self._agent
+        assert agent is not None
+        cells = [range(r.addr, r.addr + r.size) for r in self._injector.regions if r.kind == "trampoline"]
+        with contextlib.suppress(ProcessExitedError):
+            remove(
+                self.process,
+                self._patches,
+                self._injector,
+                before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
+            )
+            agents.leave(self.process, agent)
+
+    def _undo(self) -> None:
+        """After a failed attach: nothing of ours stays in the target."""
+        with contextlib.suppress(ProcessExitedError):
+            if self._agent is not None:
+                self._remove()
+            elif self._injector.regions or self._agent_injector.regions:
+                with self.process.stop() as stopped:
+                    self._injector.unmap_all(stopped)
+                    self._agent_injector.unmap_all(stopped)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+@cache
+def _cpu_features() -> int:
+    """UB_HAS_* of this machine's processors."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return 0
+    return HAS_RDPID if "rdpid" in flags else 0
