@@ -1,4 +1,4 @@
-"""The verifier: a sound abstract interpreter for BPF programs, with facts for code generators and diagnoses for people."""
+"""The verifier: sound abstract interpretation, with facts for code generators and diagnoses for people."""
 
 from __future__ import annotations
 

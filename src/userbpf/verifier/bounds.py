@@ -28,6 +28,7 @@ __all__ = [
     "make",
     "of_tnum",
     "of_unsigned",
+    "settle",
     "sext",
     "signed",
     "signed32",
@@ -107,6 +108,10 @@ class Range:
             self.s32min,
             self.s32max,
         )
+
+    def views(self) -> list[int]:
+        """The eight bounds, in the order that :func:`make` takes them."""
+        return [self.umin, self.umax, self.smin, self.smax, self.u32min, self.u32max, self.s32min, self.s32max]
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Range) and self.key() == other.key())
@@ -261,11 +266,9 @@ def _deduce32(
                 u32min, u32max = max(u32min, low_u), min(u32max, high_u)
             if low_s <= high_s:
                 s32min, s32max = max(s32min, low_s), min(s32max, high_s)
-        elif ((low >> 32) + 1) & U32 == (high >> 32) & U32 and low_s < 0 <= high_s:
+        elif 0 <= high - low <= U32 and low_s < 0 <= high_s:
             # The upper half takes two neighbouring values: the low half runs from negative to positive.
-            # high - low is below 2^32 here, as low_s < 0 <= high_s.
-            if high - low <= U32:
-                s32min, s32max = max(s32min, low_s), min(s32max, high_s)
+            s32min, s32max = max(s32min, low_s), min(s32max, high_s)
     if signed32(u32min) <= signed32(u32max):
         s32min, s32max = max(s32min, signed32(u32min)), min(s32max, signed32(u32max))
     if s32min & U32 <= s32max & U32:
@@ -321,7 +324,7 @@ UNKNOWN = Range(tnum.UNKNOWN, 0, U64, S64_MIN, S64_MAX, 0, U32, S32_MIN, S32_MAX
 ZERO = const(0)
 
 
-def _sure(found: Range | None) -> Range:
+def settle(found: Range | None) -> Range:
     """For transfer functions: their views come from one non-empty set and cannot contradict each other.
 
     Should they (a rule that is not exact enough, as the kernel's own ``reg_bounds_sanity_check`` provides for),
@@ -332,12 +335,12 @@ def _sure(found: Range | None) -> Range:
 
 def of_tnum(bits: Tnum) -> Range:
     """All that is known are the bits."""
-    return _sure(make(bits, 0, U64, S64_MIN, S64_MAX, 0, U32, S32_MIN, S32_MAX))
+    return settle(make(bits, 0, U64, S64_MIN, S64_MAX, 0, U32, S32_MIN, S32_MAX))
 
 
 def of_unsigned(low: int, high: int) -> Range:
     """All that is known is an unsigned range."""
-    return _sure(make(tnum.UNKNOWN, low, high, S64_MIN, S64_MAX, 0, U32, S32_MIN, S32_MAX))
+    return settle(make(tnum.UNKNOWN, low, high, S64_MIN, S64_MAX, 0, U32, S32_MIN, S32_MAX))
 
 
 _ANY_ZEXT = {size: of_unsigned(0, (1 << 8 * size) - 1) for size in (1, 2, 4)}
@@ -359,10 +362,10 @@ def trunc(a: Range, size: int) -> Range:
     if a.umin & ~limit == a.umax & ~limit:
         low, high = a.umin & limit, a.umax & limit
     if size == 4:
-        return _sure(make(bits, low, high, low, high, a.u32min, a.u32max, a.s32min, a.s32max))
+        return settle(make(bits, low, high, low, high, a.u32min, a.u32max, a.s32min, a.s32max))
     if a.u32min & ~limit == a.u32max & ~limit:
         low, high = max(low, a.u32min & limit), min(high, a.u32max & limit)
-    return _sure(make(bits, low, high, low, high, 0, U32, S32_MIN, S32_MAX))
+    return settle(make(bits, low, high, low, high, 0, U32, S32_MIN, S32_MAX))
 
 
 def zext32(a: Range) -> Range:
@@ -378,12 +381,8 @@ def sext(a: Range, size: int) -> Range:
     value, mask = a.tnum[0] & limit, a.tnum[1] & limit
     if not mask:
         return const((value ^ sign) - sign)
-    extended: Tnum = tnum.UNKNOWN
-    if not mask & sign:
-        extended = (((value ^ sign) - sign) & U64, mask)
-    else:
-        extended = (value & ~limit, mask | (U64 & ~limit))
-        extended = (extended[0] & ~extended[1], extended[1])
+    known_sign = not mask & sign
+    extended: Tnum = (((value ^ sign) - sign) & U64, mask) if known_sign else (value, mask | (U64 & ~limit))
     low, high = -sign, sign - 1
     if size == 4:
         low, high = a.s32min, a.s32max
@@ -393,7 +392,7 @@ def sext(a: Range, size: int) -> Range:
         first, last = ((a.smin & limit) ^ sign) - sign, ((a.smax & limit) ^ sign) - sign
         if first <= last:
             low, high = first, last
-    return _sure(make(extended, 0, U64, low, high, 0, U32, S32_MIN, S32_MAX))
+    return settle(make(extended, 0, U64, low, high, 0, U32, S32_MIN, S32_MAX))
 
 
 def within(old: Range, new: Range) -> bool:

@@ -64,8 +64,9 @@ class Facts:
 
     mem, calls: by instruction index. ctx_reads: (offset, size) of every constant-offset read of the context.
     ctx_escapes: a pointer to the context goes where its reads are not in ctx_reads: into a helper that reads
-    memory, into memory of a map or of a record. stack: bytes of frame of each subprogram. zero_stack: the subprogram may
-    read bytes of its frame that it has not written, so the frame must be zeroed first.
+    memory, into memory of a map or of a record. stack: bytes of frame of each subprogram, by their order in the
+    program. zero_stack: the subprogram may read bytes of its frame that it has not written, so the frame must be
+    zeroed at entry.
     """
 
     regs: tuple[tuple[Kind, ...] | None, ...]
@@ -161,10 +162,12 @@ class Recorder:
 
 
 def _join(seen: set[tuple[Kind, ...]]) -> tuple[Kind, ...]:
-    """One Kind per register over all visits. NONE on some way and a kind on another: nobody reads it after the
-    join without a write (the verifier would have rejected the read), so it is NONE."""
+    """One Kind per register over all visits.
+
+    Visits where the register was never set do not count: on their way nobody reads it before it is written.
+    """
     joined = []
     for column in zip(*seen, strict=True):
-        kinds = set(column)
-        joined.append(kinds.pop() if len(kinds) == 1 else Kind.NONE if Kind.NONE in kinds else Kind.MIXED)
+        kinds = set(column) - {Kind.NONE}
+        joined.append(kinds.pop() if len(kinds) == 1 else Kind.MIXED if kinds else Kind.NONE)
     return tuple(joined)

@@ -19,6 +19,7 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "stack-too-deep": "put large buffers into a per-CPU array map and look them up",
         "mem-out-of-bounds": "bound the index before the access, with a mask or a comparison:\n"
         "i &= SIZE - 1;   or   if (i >= SIZE) return 0;",
+        "mem-unaligned": "align the variable: atomics work on naturally aligned int and long",
         "null-deref": "test the pointer first:\nif (!value) return 0;",
         "bad-pointer": "only pointers that come from the context, a map, the stack or a helper can be followed;\n"
         "read other memory with bpf_probe_read_user(&copy, sizeof(copy), address)",
@@ -32,7 +33,7 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "helper-arg": "compare the arguments with the helper's declaration in bpf_helpers.h",
         "helper-map": "use the helper that belongs to this type of map",
         "helper-size": "bound the size before the call:\nif (size > sizeof(buf)) size = sizeof(buf);",
-        "helper-license": "declare a GPL-compatible licence:\nchar LICENSE[] SEC(\"license\") = \"GPL\";",
+        "helper-license": 'declare a GPL-compatible licence:\nchar LICENSE[] SEC("license") = "GPL";',
         "kfunc-unsupported": "kernel functions exist only in the kernel; use a helper",
         "unreleased-ref": "submit or discard the record on every path:\nbpf_ringbuf_discard(record, 0);",
         "infinite-loop": "let every turn change a counter that ends the loop:\nfor (int i = 0; i < MAX; i++)",
