@@ -62,7 +62,7 @@ def main() -> None:
     rounds = 3 if options.quick else 9
     with support.workshop() as folder, support.running_target(folder) as target:
         compiled = folder / "first.bpf.o"
-        compile_c(support.program(folder, "first", FIRST_EVENT, target.path), compiled)
+        compile_c(support.program(folder, "first", FIRST_EVENT, target.path), output=compiled)
         undisturbed = Sample.of([target.ask("spin 1500")[0] / 1e6 for _ in range(rounds)])
         gaps = Sample.of([stopped(compiled, target) for _ in range(rounds)])
         first = Sample.of([command_to_first_event(compiled, target) for _ in range(rounds)])

@@ -16,14 +16,14 @@ char LICENSE[] SEC("license") = "GPL";
 /* Requests of at least this many bytes become events. */
 const volatile __u64 large = 256 * 1024;
 
-struct stat {
+struct thread_stat {
     __u64 calls;
     __u64 bytes;
     __u64 sizes[SLOTS]; /* sizes[i]: requests of 2^i to 2^(i+1) - 1 bytes */
     char comm[16];
 };
 
-struct event {
+struct large_event {
     __u64 time;
     __u64 size;
     __u32 tid;
@@ -34,13 +34,13 @@ struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, 1024);
     __type(key, __u32);
-    __type(value, struct stat);
+    __type(value, struct thread_stat);
 } stats SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);
     __uint(max_entries, 65536);
-    __type(value, struct event);
+    __type(value, struct large_event);
 } events SEC(".maps");
 
 static __always_inline __u32 log2_slot(__u64 size)
@@ -72,10 +72,10 @@ SEC("uprobe/libc.so.6:malloc")
 int BPF_KPROBE(count_malloc, __u64 size)
 {
     __u32 tid = bpf_get_current_pid_tgid();
-    struct stat *stat = bpf_map_lookup_elem(&stats, &tid);
+    struct thread_stat *stat = bpf_map_lookup_elem(&stats, &tid);
 
     if (!stat) {
-        struct stat fresh = {};
+        struct thread_stat fresh = {};
 
         bpf_get_current_comm(fresh.comm, sizeof(fresh.comm));
         bpf_map_update_elem(&stats, &tid, &fresh, BPF_NOEXIST);
@@ -89,7 +89,7 @@ int BPF_KPROBE(count_malloc, __u64 size)
     stat->sizes[log2_slot(size)]++;
 
     if (size >= large) {
-        struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+        struct large_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
         if (event) {
             event->time = bpf_ktime_get_ns();

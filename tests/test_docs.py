@@ -117,7 +117,7 @@ def run_c(block: Block, folder: Path) -> None:
     if name[1].endswith(".bpf.c"):
         from userbpf.toolchain import compile_c
 
-        compile_c(folder / name[1], None)
+        compile_c(folder / name[1])
 
 
 def run_python(block: Block, folder: Path) -> None:

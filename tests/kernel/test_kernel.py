@@ -16,6 +16,7 @@ from elftools.elf.elffile import ELFFile
 
 from userbpf import isa
 from userbpf.kernel import KernelError, KernelMap, RingReader, load_object
+from userbpf.kernel.host import kernel_btf, running_kernel
 from userbpf.kernel.maps import BPF_EXIST, BPF_NOEXIST, possible_cpus
 from userbpf.object import MapSpec, Object, Program, Subprog
 from userbpf.tables.maps import MapType
@@ -155,7 +156,7 @@ def test_map_of_maps_is_created_from_its_template() -> None:
 
 
 def test_ring_buffer_is_read_in_order_around_its_end() -> None:
-    ring = MapSpec("ring", int(MapType.RINGBUF), 0, 0, 4096)
+    ring = MapSpec("ring", int(MapType.RINGBUF), 0, 8, 4096)  # the value is for readers, as in BTF maps
     seen: list[int] = []
     with load_object(make(RING, "xdp", ring)) as loaded, loaded.ring("ring") as reader:
         for _ in range(20):
@@ -246,3 +247,37 @@ def test_closing_leaves_no_descriptor_open() -> None:
         loaded.programs["prog"].test_run(PACKET)
         assert open_fds() > before
     assert open_fds() == before
+
+
+SUBPROGRAMS = """
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "GPL";
+int total;
+__noinline int add(int value) { total += value; return total; }
+static long each(__u64 index, void *ctx) { add(index); return 0; }
+SEC("xdp") int prog(struct xdp_md *ctx) { bpf_loop(5, each, (void *)0, 0); return add(0); }
+"""
+
+
+def test_global_functions_and_callbacks_load_with_their_btf(tmp_path: Path) -> None:
+    from userbpf.toolchain import compile_c
+
+    source = tmp_path / "subprograms.bpf.c"
+    source.write_text(SUBPROGRAMS)
+    with load_object(Object.parse(compile_c(source), name=source.name)) as loaded:
+        assert loaded.programs["prog"].test_run(PACKET).retval == 0 + 1 + 2 + 3 + 4
+
+
+def test_the_example_loads_unchanged(root: Path) -> None:
+    from userbpf.toolchain import compile_c
+
+    obj = Object.parse(compile_c(root / "examples" / "libcstat.bpf.c"), name="libcstat", kernel_btf=kernel_btf)
+    with load_object(obj) as loaded:
+        assert set(loaded.programs) == {"count_malloc"}
+        assert struct.unpack("=Q", loaded.maps[".rodata"].lookup(u32(0)) or b"") == (256 * 1024,)
+
+
+def test_running_kernel_is_the_one_that_uname_names() -> None:
+    version = running_kernel().version
+    assert os.uname().release.startswith(f"{version >> 16}.{version >> 8 & 255}")

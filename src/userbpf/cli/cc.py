@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,13 @@ def cc(
     from userbpf.toolchain import compile_c
 
     target = output if output is not None else source.with_suffix(".o")
-    data = compile_c(source, target, includes=tuple(include or ()), defines=tuple(define or ()), compiler=compiler)
+    data = compile_c(
+        source,
+        output=target,
+        includes=include or (),
+        defines=define or (),
+        compiler=compiler,
+        warn=lambda text: print(text, file=sys.stderr),
+    )
     if json:
         print_json({"source": str(source), "output": str(target), "bytes": len(data)})

@@ -75,16 +75,19 @@ def check_machine() -> Row:
 
 def check_compiler() -> Row:
     """Compiles the smallest BPF program, as ``userbpf cc`` would."""
-    from userbpf.toolchain import compile_c
+    from userbpf.toolchain import compile_c, find_compiler
 
-    name = f"ziglang {_version('ziglang')}"
+    try:
+        name = f"{find_compiler().name} (ziglang {_version('ziglang')})"
+    except UserBpfError as error:
+        return Row("compiler", "missing", error.message, error.hint or "pip install ziglang")
     with tempfile.TemporaryDirectory(prefix="userbpf-doctor-") as folder:
         source = Path(folder, "probe.bpf.c")
         source.write_text(
             '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\nchar _license[] SEC("license") = "GPL";\n'
         )
         try:
-            compile_c(source, Path(folder, "probe.bpf.o"))
+            compile_c(source)
         except UserBpfError as error:
             return Row("compiler", "missing", f"{name}: {error.message}", error.hint or "pip install ziglang")
     return Row("compiler", "ok", f"{name} compiles BPF C")
@@ -274,6 +277,16 @@ def check_shadow_stack() -> Row:
         "on in our own process" if active else "offered by this machine; processes that turn them on are detected",
         "return probes are refused in such processes: GLIBC_TUNABLES=glibc.cpu.x86_shstk=off" if active else "",
     )
+
+
+def attempt(check: Callable[[], Row]) -> Row:
+    """The check's row; a check that cannot even be made has found something broken."""
+    try:
+        return check()
+    except (ImportError, OSError, UserBpfError) as error:
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return Row(name, "missing", f"the check itself failed: {first}", "pip install --force-reinstall userbpf")
 
 
 CHECKS: Final[tuple[Callable[[], Row], ...]] = (

@@ -17,9 +17,9 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
 
     Every row was tried, not looked up. Exit status 1 when something that attaching needs is missing.
     """
-    from userbpf.cli.checks import CHECKS
+    from userbpf.cli.checks import CHECKS, attempt
 
-    rows = [check() for check in CHECKS]
+    rows = [attempt(check) for check in CHECKS]
     missing = [row.name for row in rows if row.state == "missing"]
     if json:
         print_json({"ok": not missing, "checks": rows})

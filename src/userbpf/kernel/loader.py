@@ -23,6 +23,7 @@ from userbpf.kernel.perf import UprobeLink, attach_uprobe
 from userbpf.kernel.ringbuf import RingReader
 from userbpf.kernel.syscall import KernelError, address_of, check, describe
 from userbpf.object import MapSpec, Object, Program
+from userbpf.tables.maps import MapType
 
 _LOG_SIZE: Final = 1 << 20
 _RDONLY_PROG: Final = 1 << 7  # BPF_F_RDONLY_PROG
@@ -146,10 +147,12 @@ def _create(loaded: KernelObject, spec: MapSpec) -> KernelMap:
         template = _create(loaded, spec.inner)
         loaded._fds.append(template.fd)
         inner_fd = template.fd
+    # The value of a ring buffer is the type of its records, for readers; the kernel wants no sizes there.
+    is_ring = spec.type in (MapType.RINGBUF, MapType.USER_RINGBUF)
     created = KernelMap.create(
         spec.type,
-        key_size=spec.key_size,
-        value_size=spec.value_size,
+        key_size=0 if is_ring else spec.key_size,
+        value_size=0 if is_ring else spec.value_size,
         max_entries=spec.max_entries,
         flags=spec.flags,
         name=spec.name,
