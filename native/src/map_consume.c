@@ -150,21 +150,21 @@ static int64_t now_ns(void)
 
 /*
  * Waits until there is something to consume, ub_map_wake() is called, or `timeout_ns` are over (< 0: no
- * limit). 1: look; 0: over, or woken for nothing; -EINTR: a signal came.
+ * limit). `since` is ub_map_wake_seq() from before the caller decided to wait: a wake-up since then counts.
+ * 1: look; 0: over, or woken for nothing; -EINTR: a signal came.
  */
-UB_EXPORT int ub_map_wait(const struct ub_map_def *def, uint8_t *base, int64_t timeout_ns)
+UB_EXPORT int ub_map_wait(const struct ub_map_def *def, uint8_t *base, uint32_t since, int64_t timeout_ns)
 {
     struct ub_map_header *h = ub_header(base);
     int64_t until = timeout_ns < 0 ? INT64_MAX : now_ns() + timeout_ns;
-    uint32_t first = ub_load_acquire(&h->wake_seq);
 
     if (def->type != UB_MAP_PERF_EVENT_ARRAY && def->type != UB_MAP_RINGBUF)
         return -UB_EOPNOTSUPP;
     for (;;) {
         uint32_t seq = ub_load_acquire(&h->wake_seq);
         int64_t left, ts[2];
-        int state;
         long err;
+        int state;
 
         /* a full barrier: `waiting` before the positions are read, against a producer that commits */
         __atomic_exchange_n(&h->waiting, 1, __ATOMIC_SEQ_CST);
@@ -172,7 +172,7 @@ UB_EXPORT int ub_map_wait(const struct ub_map_def *def, uint8_t *base, int64_t t
         if (state == 1)
             return 1;
         left = until - now_ns();
-        if (left <= 0 || seq != first)
+        if (left <= 0 || seq != since)
             return 0;
         if (state == 2)
             left = ub_min(left, (int64_t)REAP_NS);
@@ -182,6 +182,11 @@ UB_EXPORT int ub_map_wait(const struct ub_map_def *def, uint8_t *base, int64_t t
         if (err == -UB_EINTR)
             return -UB_EINTR;
     }
+}
+
+UB_EXPORT uint32_t ub_map_wake_seq(uint8_t *base)
+{
+    return ub_load_acquire(&ub_header(base)->wake_seq);
 }
 
 /* Ends every wait on this map. */

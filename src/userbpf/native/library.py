@@ -36,7 +36,8 @@ _PROTOTYPES: Final = {
     "ub_map_dump": (c_int64, [_Def, c_void_p, POINTER(c_uint64), c_void_p, c_void_p, c_uint64]),
     "ub_map_count": (c_int64, [_Def, c_void_p]),
     "ub_map_consume": (c_int64, [_Def, c_void_p, c_void_p, c_uint64]),
-    "ub_map_wait": (c_int, [_Def, c_void_p, c_int64]),
+    "ub_map_wait": (c_int, [_Def, c_void_p, c_uint32, c_int64]),
+    "ub_map_wake_seq": (c_uint32, [c_void_p]),
     "ub_map_wake": (None, [c_void_p]),
 }
 
