@@ -131,7 +131,7 @@ struct ub_cell {
 /* Per-thread state: one slot per live thread, found by thread pointer. */
 struct ub_thread {
     uint64_t key; /* ~thread pointer; 0: free, 1: being claimed */
-    uint32_t tid;
+    uint32_t tid; /* of the thread that claimed the slot; its thread pointer may be another thread's by now */
     int32_t row; /* row of hits that only this thread writes; UB_ROWS - 1: shared, use atomics */
 };
 #define UB_THREAD_SLOTS 2048
@@ -142,7 +142,8 @@ struct ub_thread {
 struct ub_threads {
     uint32_t tgid;
     uint32_t next_row;
-    uint64_t reserved[5];
+    int64_t tid_off; /* as in struct ub_env */
+    uint64_t reserved[4];
     struct ub_thread shared; /* for threads that got no slot: row is UB_ROWS - 1 */
     struct ub_thread slots[UB_THREAD_SLOTS];
 };

@@ -30,4 +30,16 @@ UB_INLINE long ub_syscall6(long nr, long a, long b, long c, long d, long e, long
     return ret;
 }
 
+/*
+ * Reads memory that may be gone, where our fault handler may not be installed: process_vm_readv(2) on ourselves.
+ * For rare paths only. Returns 1 when all was read.
+ */
+UB_INLINE int ub_read_maybe_gone(uint64_t addr, void *dst, uint64_t n)
+{
+    uint64_t local[2] = {(uint64_t)dst, n}, remote[2] = {addr, n};
+    long pid = ub_syscall4(39 /* getpid */, 0, 0, 0, 0);
+
+    return ub_syscall6(310 /* process_vm_readv */, pid, (long)local, 1, (long)remote, 1, 0) == (long)n;
+}
+
 #endif

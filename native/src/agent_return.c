@@ -58,7 +58,7 @@ static void ub_shadow_scavenge(struct ub_shadow *s)
         uint64_t word = 0;
         if (e->sp <= UB_SP_CLAIMED)
             continue;
-        if (ub_agent_copy_from_user(&word, (const void *)e->sp, 8) != 0 || word != (uint64_t)ub_agent_ret_trampoline)
+        if (!ub_read_maybe_gone(e->sp, &word, sizeof word) || word != (uint64_t)ub_agent_ret_trampoline)
             e->sp = 0;
     }
     ub_shadow_trim(s);

@@ -9,20 +9,43 @@
 #define ESRCH 3
 #define UB_CLAIMED 1ul
 
+static int ub_thread_lives(struct ub_threads *threads, uint32_t tid)
+{
+    return ub_syscall4(NR_TGKILL, threads->tgid, tid, 0, 0) != -ESRCH;
+}
+
 /*
- * A row that no living thread uses: the row of a slot whose thread is gone (the kernel says so). The
- * slot is claimed by compare-exchange before its row is taken, so two threads never take the same row.
+ * True when the slot's thread is gone and no other has its thread pointer now. C libraries give the stacks of
+ * dead threads to new ones, thread pointer and all; the id that stands there tells.
+ */
+static int ub_slot_is_dead(struct ub_threads *threads, struct ub_thread *slot, uint64_t key)
+{
+    uint32_t tid = 0;
+
+    if (ub_thread_lives(threads, slot->tid))
+        return 0;
+    if (!ub_read_maybe_gone(~key + (uint64_t)threads->tid_off, &tid, sizeof tid))
+        return 1;
+    if (tid == 0 || tid == slot->tid || !ub_thread_lives(threads, tid))
+        return 1;
+    slot->tid = tid;
+    return 0;
+}
+
+/*
+ * A row that no living thread uses. The slot is claimed by compare-exchange before its row is taken, so two
+ * threads never take the same one. Where nobody knows how to tell the living from the dead: the shared row.
  */
 static int32_t ub_row_of_the_dead(struct ub_threads *threads)
 {
+    if (threads->tid_off == INT64_MIN)
+        return UB_ROWS - 1;
     for (uint32_t i = 0; i < UB_THREAD_SLOTS; i++) {
         struct ub_thread *slot = &threads->slots[i];
         uint64_t key = __atomic_load_n(&slot->key, __ATOMIC_ACQUIRE);
         int32_t row;
 
-        if (key <= UB_CLAIMED || slot->row == UB_ROWS - 1)
-            continue;
-        if (ub_syscall4(NR_TGKILL, threads->tgid, slot->tid, 0, 0) != -ESRCH)
+        if (key <= UB_CLAIMED || slot->row == UB_ROWS - 1 || !ub_slot_is_dead(threads, slot, key))
             continue;
         if (!__atomic_compare_exchange_n(&slot->key, &key, UB_CLAIMED, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
             continue;

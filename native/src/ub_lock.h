@@ -23,12 +23,16 @@ UB_INLINE uint64_t ub_owner_word(uint32_t tag, uint32_t tgid, uint32_t tid)
 }
 
 #if defined(UB_BITCODE)
+/*
+ * Read where the C library keeps it: a new thread often gets a dead one's thread pointer, so nothing that is
+ * remembered by thread pointer can be trusted. The slot's key is the thread pointer that the hook found.
+ */
 UB_INLINE uint32_t ub_current_tid(struct ub_run *run)
 {
-    if (ub_likely(run && run->thread && run->thread->tid))
-        return run->thread->tid;
-    if (ub_likely(ub_env.tid_off != INT64_MIN))
-        return *(const volatile uint32_t *)(ub_thread_pointer() + (uint64_t)ub_env.tid_off);
+    if (ub_likely(ub_env.tid_off != INT64_MIN)) {
+        uint64_t tp = run && run->thread && run->thread->key > 1 ? ~run->thread->key : ub_thread_pointer();
+        return *(const volatile uint32_t *)(tp + (uint64_t)ub_env.tid_off);
+    }
     return (uint32_t)ub_sys(UB_NR_GETTID, 0, 0, 0, 0);
 }
 

@@ -145,7 +145,8 @@ class Threads(ctypes.Structure):
     _fields_ = [
         ("tgid", c_uint32),
         ("next_row", c_uint32),
-        ("reserved", c_uint64 * 5),
+        ("tid_off", c_int64),
+        ("reserved", c_uint64 * 4),
         ("shared", Thread),
         ("slots", Thread * THREAD_SLOTS),
     ]

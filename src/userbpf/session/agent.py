@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from userbpf.codegen import CodeImage, link
 from userbpf.errors import AttachError, ProcessError
 from userbpf.native import agent_object
-from userbpf.native.abi import ROWS, SHADOW_BYTES, Proc, Shadow, ShadowEntry, ShadowSlot, Threads
+from userbpf.native.abi import ROWS, SHADOW_BYTES, TID_OFF_UNKNOWN, Proc, Shadow, ShadowEntry, ShadowSlot, Threads
 
 if TYPE_CHECKING:
     from userbpf.attach import Injector
@@ -88,7 +88,7 @@ def _map(stopped: Stopped, injector: Injector) -> Agent:
     from userbpf.attach import SealedImage
 
     process, image = stopped.process, agent_image()
-    with SealedImage(NAME, image.code, image.data_size) as sealed:
+    with SealedImage(NAME, image) as sealed:
         region = injector.map_image(stopped, sealed)
     threads = injector.map_anonymous(stopped, ctypes.sizeof(Threads), "threads").addr
     try:
@@ -100,6 +100,8 @@ def _map(stopped: Stopped, injector: Injector) -> Agent:
         ) from error
     table = Threads()
     table.tgid = process.ns_pid
+    offset = stopped.thread_id_offset()
+    table.tid_off = TID_OFF_UNKNOWN if offset is None else offset
     table.shared.row = ROWS - 1
     injector.write(threads, bytes(table)[: Threads.slots.offset])
     proc = region.addr + len(image.code)

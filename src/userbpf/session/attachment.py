@@ -118,7 +118,7 @@ class Attachment:
 
         injector, image, plans = self._injector, self._image, self._plans
         self._agent = agents.enter(stopped, self._agent_injector, faulting=image.faulting)
-        with SealedImage(self.name, image.code, image.data_size) as sealed:
+        with SealedImage(self.name, image) as sealed:
             self._image_at = injector.map_image(stopped, sealed).addr
         self._map_at: list[int] = []
         for name in image.maps:

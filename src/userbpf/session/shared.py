@@ -13,13 +13,14 @@ import os
 import struct
 from typing import Any, Final
 
+from userbpf.errors import AttachError
 from userbpf.native.abi import ROWS
 
 MAGIC: Final = b"UBPFSES1"
 PAGE: Final = 4096
 _HEADER: Final = struct.Struct("<8sIIQQQQ")
-_DESCRIPTION: Final = 1 << 20
-"""Room for the description, most of it never touched."""
+_DESCRIPTION_BASE: Final = 8192
+_DESCRIPTION_PER_LINK: Final = 1024
 
 
 class SharedState:
@@ -35,7 +36,8 @@ class SharedState:
         rows = ROWS * 8 << self.shift
         self.rows_size = (rows + PAGE - 1) // PAGE * PAGE
         self.description_off = PAGE + self.rows_size
-        self.size = self.description_off + _DESCRIPTION
+        self.capacity = (_DESCRIPTION_BASE + _DESCRIPTION_PER_LINK * links + PAGE - 1) // PAGE * PAGE
+        self.size = self.description_off + self.capacity
         self.fd = os.memfd_create(f"userbpf-session:{name}"[:200], os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, self.size)
@@ -55,15 +57,18 @@ class SharedState:
             self.shift,
             PAGE,
             self.description_off,
-            _DESCRIPTION,
+            self.capacity,
             self._length,
         )
 
     def describe(self, description: dict[str, Any]) -> None:
         """Replaces the description. The length is written last, 0 while the text is being written."""
         data = json.dumps(description, separators=(",", ":")).encode()
-        if len(data) > _DESCRIPTION:
-            raise ValueError(f"the description of the attachment has {len(data)} bytes, room is for {_DESCRIPTION}")
+        if len(data) > self.capacity:
+            raise AttachError(
+                f"the description of the attachment has {len(data)} bytes, and room is for {self.capacity}",
+                hint="attach fewer programs at a time, or shorten the paths of their targets",
+            )
         self._length = 0
         self._write_header()
         self._memory[self.description_off : self.description_off + len(data)] = data
