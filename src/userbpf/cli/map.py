@@ -18,7 +18,6 @@ app = typer.Typer(
     epilog="Examples: userbpf map list --pid 1234;  userbpf map dump counts --json",
 )
 
-_STREAMS = frozenset({"ringbuf", "perf_event_array"})
 Pid = Annotated[int | None, typer.Option("--pid", help="Only maps that this process uses.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -28,26 +27,18 @@ def _described(item: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"name": item.name, "id": item.inode, "pids": sorted(item.pids), "held": item.is_held}
     try:
         with item.open() as opened:
-            spec = opened.spec
+            geometry = opened.definition
             row |= {
-                "type": _type_name(spec.type),
-                "key_size": spec.key_size,
-                "value_size": spec.value_size,
-                "max_entries": spec.max_entries,
-                "flags": spec.flags,
+                "type": opened.type.name.lower(),
+                "key_size": geometry.key_size,
+                "value_size": geometry.value_size,
+                "max_entries": geometry.max_entries,
+                "flags": geometry.flags,
+                "bytes": opened.memory_size,
             }
     except UserBpfError as error:
         row["error"] = error.message
     return row
-
-
-def _type_name(number: int) -> str:
-    from userbpf.tables.maps import MapType
-
-    try:
-        return MapType(number).name.lower()
-    except ValueError:
-        return f"type {number}"
 
 
 @app.command("list")
@@ -81,8 +72,8 @@ def dump(
     """Print the entries of a map: structs with field names where the program had BTF."""
     item = _choose(name, pid)
     with item.open() as opened:
-        kind = _type_name(opened.spec.type)
-        if kind in _STREAMS:
+        kind = opened.type.name.lower()
+        if opened.is_events:
             raise MapError(
                 f"the map {item.name!r} is a {kind}: its records belong to the one who consumes them",
                 errno=22,

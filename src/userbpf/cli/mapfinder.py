@@ -69,7 +69,7 @@ def _open(fd: int) -> Map:
 
 def _copy(name: str, pid: int, mappings: list[Mapping]) -> int:
     """A new memfd with the bytes that a process has mapped; holes stay zero."""
-    fd = os.memfd_create(f"userbpf-copy:{name}"[:200], os.MFD_CLOEXEC)
+    fd = os.memfd_create(f"userbpf-map:{name}"[:200], os.MFD_CLOEXEC)
     try:
         with Process(pid) as process:
             for mapping in mappings:
