@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import struct
 from array import array
-from collections.abc import Iterator
 from typing import TypeVar
 
 from userbpf.btf.types import (
@@ -100,7 +99,8 @@ class Btf:
         self._offsets: array[int] = array("I")
         self._heads: array[int] = array("I")  # name offset, info: two a type
         self._cache: dict[int, Type] = {}
-        self._by_name: dict[int, list[int]] | None = None
+        self._by_name: dict[str, list[int]] | None = None
+        self._flavors: dict[str, list[int]] = {}
         self._index()
 
     @classmethod
@@ -208,30 +208,30 @@ class Btf:
             raise BtfError(f"there is no BTF type {type_id}: ids end at {len(self) - 1}")
         return slot
 
-    def _own_names(self) -> dict[int, list[int]]:
+    def _own_names(self) -> dict[str, list[int]]:
+        """Own ids by name; fills ``_flavors`` on the way: ids of flavored types by name without flavor."""
         if self._by_name is None:
-            table: dict[int, list[int]] = {}
-            for type_id, name in enumerate(self._heads[::2], self.first_id):
-                if name:
-                    table.setdefault(name, []).append(type_id)
+            texts: dict[int, str] = {}
+            table: dict[str, list[int]] = {}
+            for type_id, offset in enumerate(self._heads[::2], self.first_id):
+                if not offset:
+                    continue
+                text = texts.get(offset)
+                if text is None:
+                    text = texts[offset] = self.string(offset)
+                table.setdefault(text, []).append(type_id)
+            for text in [text for text in table if "___" in text]:
+                essential = essential_name(text)
+                if essential != text:
+                    self._flavors.setdefault(essential, []).extend(table[text])
             self._by_name = table
         return self._by_name
-
-    def _ids_at(self, needle: bytes, start: int) -> Iterator[tuple[int, list[int]]]:
-        """Positions of ``needle`` in the own string area at which the name of some type starts, with its ids."""
-        names, first = self._own_names(), self._first_string
-        pos = self._strings.find(needle, start)
-        while pos >= 0:
-            ids = names.get(pos + first)
-            if ids:
-                yield pos, ids
-            pos = self._strings.find(needle, pos + 1)
 
     def find_all(self, name: str, kind: Kind | None = None) -> list[int]:
         """All ids of types called ``name`` (of ``kind`` when given), in order, those of ``base`` first."""
         found = self.base.find_all(name, kind) if self.base is not None else []
-        own = [i for _, ids in self._ids_at(name.encode() + b"\0", 0) for i in ids]
-        return found + sorted(i for i in own if kind is None or self.kind(i) == kind)
+        own = self._own_names().get(name, ())
+        return found + [i for i in own if kind is None or self.kind(i) == kind]
 
     def find(self, name: str, kind: Kind | None = None) -> int | None:
         """The first id of a type called ``name`` (of ``kind`` when given), or None."""
@@ -241,11 +241,8 @@ class Btf:
     def find_flavors(self, name: str) -> list[int]:
         """All ids whose name without flavor is ``name`` (itself without flavor), in order: CO-RE's candidates."""
         found = self.base.find_flavors(name) if self.base is not None else []
-        own: list[int] = []
-        for pos, ids in self._ids_at(name.encode(), 0):
-            if essential_name(self.string(pos + self._first_string)) == name:
-                own.extend(ids)
-        return found + sorted(own)
+        names = self._own_names()
+        return found + sorted([*names.get(name, ()), *self._flavors.get(name, ())])
 
     # ---- types ----------------------------------------------------------------------------------
 
