@@ -111,9 +111,9 @@ def _system_headers(machine: str) -> tuple[str, ...]:
 
 def compile_c(
     source: Path,
-    *,
     output: Path | None = None,
-    include_dirs: Sequence[Path] = (),
+    *,
+    includes: Sequence[Path] = (),
     defines: Sequence[str] = (),
     arch: str | None = None,
     compiler: str | None = None,
@@ -121,7 +121,7 @@ def compile_c(
 ) -> bytes:
     """Compile one BPF C file to an object file with BTF, line info and CO-RE records, and return its bytes.
 
-    output: also write it there. include_dirs: searched before our headers; the source's own directory comes first.
+    output: also write it there. includes: searched before our headers; the source's own directory comes first.
     defines: ``NAME`` or ``NAME=VALUE``. arch: machine whose registers and system calls the program means.
     compiler: see :func:`find_compiler`. warn: called with the compiler's warnings, when there are some.
     Raises ToolchainError with the compiler's own messages.
@@ -138,7 +138,7 @@ def compile_c(
     with tempfile.TemporaryDirectory(prefix="userbpf-cc-") as scratch_name:
         scratch = Path(scratch_name)
         target = scratch / "out.o"
-        command = _command(clang, source, target, machine, include_dirs, defines)
+        command = _command(clang, source, target, machine, includes, defines)
         result = _run(clang, command, source)
         if result.returncode and _NO_VMLINUX in result.stderr:
             # Made only when a program asks for it: it takes seconds the first time.
@@ -159,7 +159,7 @@ def _command(
     source: Path,
     target: Path,
     machine: str,
-    include_dirs: Sequence[Path],
+    includes: Sequence[Path],
     defines: Sequence[str],
 ) -> list[str]:
     command = [*clang.command, "-target", "bpfel", "-mcpu=v3", "-O2", "-g", "-c"]
@@ -168,7 +168,7 @@ def _command(
     command += ["-Wno-compare-distinct-pointer-types", "-Wno-missing-declarations", "-Wno-address-of-packed-member"]
     command += ["-fno-stack-protector", "-fno-jump-tables", "-fno-color-diagnostics"]
     command += [f"-D__TARGET_ARCH_{_MACHINES[machine][0]}", *(f"-D{define}" for define in defines)]
-    for directory in include_dirs:
+    for directory in includes:
         command += ["-I", str(directory)]
     command += ["-isystem", str(INCLUDE_DIR), *clang.include_args]
     # A file name may begin with a dash.
