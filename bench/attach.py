@@ -36,11 +36,13 @@ def command_to_first_event(compiled: Path, target: Target) -> float:
             *(sys.executable, "-m", "userbpf.cli.app", "attach", str(compiled)),
             *("--pid", str(target.pid), "--duration", "0.2", "--json"),
         ],
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
     )
     target.answer()
+    if result.returncode != 0:
+        raise SystemExit(f"userbpf attach ended with status {result.returncode}: {result.stderr}")
     entries = json.loads(result.stdout)["maps"]["array_counts"]
     first = next(int(entry["value"]) for entry in entries if entry["key"] == 0)
     if first < started:

@@ -19,6 +19,8 @@ from typing import Any, Self
 
 from elftools.elf.elffile import ELFFile
 
+import userbpf
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -48,7 +50,7 @@ def machine() -> dict[str, Any]:
         ),
         platform.machine(),
     )
-    versions = {name: metadata.version(name) for name in ("userbpf", "llvmlite", "ziglang")}
+    versions = {"userbpf": userbpf.__version__, **{name: metadata.version(name) for name in ("llvmlite", "ziglang")}}
     return {
         "cpu": model,
         "cpus": os.cpu_count(),

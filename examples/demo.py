@@ -6,6 +6,7 @@ and proves that the program goes on as it was. Every claim is checked: the exit 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 import subprocess
@@ -67,7 +68,8 @@ class Target:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{calls}\n")
         answer = self._line()
-        claim(answer.isdecimal(), "the program answers") if not answer.isdecimal() else None
+        if not answer.isdecimal():
+            claim(False, "the program still answers")
         return int(answer)
 
     def cost(self, calls: int) -> float:
@@ -101,14 +103,16 @@ def show(stats: Any) -> Table:
     return table
 
 
-def watch(obj: Any, target: Target) -> list[Any]:
+def watch(obj: Any) -> list[Any]:
     """Shows the table for a few seconds, live on a terminal; returns the events that came meanwhile."""
     events: list[Any] = []
     end = time.monotonic() + WATCH_SECONDS
-    with Live(show(obj.maps["stats"]), console=console, refresh_per_second=8) as live:
+    live = Live(show(obj.maps["stats"]), console=console, refresh_per_second=8, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
         while (left := end - time.monotonic()) > 0:
             events += obj.maps["events"].read(timeout=min(left, 0.25))
             live.update(show(obj.maps["stats"]))
+    console.print(show(obj.maps["stats"]))
     return events
 
 
@@ -123,7 +127,7 @@ def trace(target: Target, addr: int, original: bytes, process: Process) -> float
             claim(
                 process.read(addr, SITE_BYTES) != original, f"attached {taken:.2f} s after the start, source included"
             )
-            events = watch(obj, target)
+            events = watch(obj)
             claim(bool(events), f"{len(events)} large requests came through the ring buffer; the last three:")
             for event in events[-3:]:
                 console.print(f"      thread {event['comm']} ({event['tid']}) asked for {event['size']:,} bytes")
@@ -162,7 +166,7 @@ def run() -> None:
         by_kernel = in_kernel(target, home.path, addr - home.start + home.offset)
     status = target.end()
     claim(status == 0, f"the program went on unharmed and ended by itself with status {status}")
-    step("cost of one allocation in the program (bytearray(1024): one malloc and what Python does around it)")
+    step("cost of one bytearray(1024) in the program: one malloc, and what Python does around it")
     for name, cost in (("without a probe", bare), ("with userbpf", attached), ("after detaching", after)):
         console.print(f"      {name:20} {cost:10.1f} ns  {cost - bare:+10.1f} ns")
     if isinstance(by_kernel, float):

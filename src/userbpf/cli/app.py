@@ -64,9 +64,9 @@ _wants_traceback = False
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import userbpf
 
-        print(f"userbpf {version('userbpf')}")
+        print(f"userbpf {userbpf.__version__}")
         raise typer.Exit
 
 
