@@ -22,7 +22,8 @@ DEFAULT_OUT = NATIVE.parent / "src" / "userbpf" / "native" / "lib"
 
 PRODUCTS = ("libuserbpf.so", "runtime.bc", "agent.o")
 
-COMMON = ("-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE / 'include'}", f"-I{SRC}")
+COMMON = ("-std=gnu11", "-O2", "-g0", f"-I{NATIVE / 'include'}", f"-I{SRC}")
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 # In a target: general registers only, so that a hook never saves vector registers. (-mgeneral-regs-only alone is
 # undone by the feature list that zig passes.) no_caller_saved_registers functions may call those that are not.
@@ -39,7 +40,16 @@ FREESTANDING = (
     "-mcmodel=small",
 )
 TARGET = ("-target", "x86_64-linux-none", "-mcpu=x86_64-sse-sse2-mmx-x87+soft_float+fsgsbase+rdpid")
-LIBRARY = ("-shared", "-fPIC", "-nostdlib", "-ffreestanding", "-fno-builtin", "-fno-stack-protector")
+LIBRARY = (
+    "-shared",
+    "-fPIC",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-semantic-interposition",
+    "-Wl,-Bsymbolic",
+)
 
 
 class BuildError(Exception):
@@ -73,13 +83,14 @@ def _run(command: Sequence[str], what: str) -> None:
 
 def build_library(output: Path, cc: Sequence[str] | None = None) -> None:
     """libuserbpf.so: maps for the controller. It needs no libc, so glibc and musl processes can load it."""
-    command = list(cc) if cc else [*zig_cc(), "-target", "x86_64-linux-gnu", "-mcpu=x86_64", "-fno-sanitize=all", "-s"]
+    target = ["-target", "x86_64-linux-gnu", "-mcpu=x86_64", "-fno-sanitize=all", "-s", *WARNINGS]
+    command = list(cc) if cc else [*zig_cc(), *target]
     _run([*command, *COMMON, *LIBRARY, "-fvisibility=hidden", "-o", str(output), str(SRC / "library.c")], output.name)
 
 
 def build_bitcode(output: Path) -> None:
     """runtime.bc: linked into every program by the code generator."""
-    flags = [*TARGET, *COMMON, *FREESTANDING, "-fvisibility=hidden", "-DUB_BITCODE", "-emit-llvm", "-c"]
+    flags = [*TARGET, *COMMON, *WARNINGS, *FREESTANDING, "-fvisibility=hidden", "-DUB_BITCODE", "-emit-llvm", "-c"]
     _run([*zig_cc(), *flags, "-o", str(output), str(SRC / "runtime.c")], output.name)
 
 
@@ -89,7 +100,7 @@ def build_agent(output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="userbpf-agent-") as scratch:
         source = Path(scratch) / "agent.c"
         source.write_text(unity)
-        flags = [*TARGET, *COMMON, *FREESTANDING, "-fvisibility=hidden", "-DUB_AGENT", "-c"]
+        flags = [*TARGET, *COMMON, *WARNINGS, *FREESTANDING, "-fvisibility=hidden", "-DUB_AGENT", "-c"]
         _run([*zig_cc(), *flags, "-o", str(output), str(source)], output.name)
 
 
