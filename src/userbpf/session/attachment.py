@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import struct
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -61,6 +63,9 @@ class Attachment:
         plans: Mapping[int, SitePlan],
         image: CodeImage,
         maps: Mapping[str, Map],
+        *,
+        on_end: Callable[[], None],
+        owns_process: bool,
     ) -> None:
         self.process = process
         self.pid = process.pid
@@ -85,6 +90,11 @@ class Attachment:
         except BaseException:
             self._shared.close()
             raise
+        self._on_end = on_end
+        self._owns_process = owns_process
+        self._stop_watching = os.eventfd(0, os.EFD_CLOEXEC)
+        self._watcher = threading.Thread(target=self._watch, name=f"userbpf-{process.pid}", daemon=True)
+        self._watcher.start()
 
     # ---- the way in ----------------------------------------------------------------------------------
 
@@ -247,6 +257,15 @@ class Attachment:
         """Waits until the target has ended; False when ``timeout`` seconds passed first."""
         return self.process.wait(timeout) is not None
 
+    def _watch(self) -> None:
+        """Tells when the target ends, so that nobody waits for its events for ever."""
+        poll = select.poll()
+        poll.register(self.process.pidfd, select.POLLIN)
+        poll.register(self._stop_watching, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll()}
+        if self._stop_watching not in ready:
+            self._on_end()
+
     # ---- the way out ---------------------------------------------------------------------------------
 
     def detach(self) -> None:
@@ -259,7 +278,12 @@ class Attachment:
         finally:
             self._final_hits = self._shared.hits()
             self._shared.close()
-            self.process.close()
+            os.eventfd_write(self._stop_watching, 1)
+            self._watcher.join()
+            os.close(self._stop_watching)
+            if self._owns_process:
+                self.process.close()
+            self._on_end()
 
     close = detach
 

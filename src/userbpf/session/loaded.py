@@ -117,11 +117,19 @@ class LoadedObject:
             self._maps[".trace"] = Map.create(MapSpec(".trace", MapType.RINGBUF, 0, 0, TRACE_BYTES))
         return self._maps[".trace"]
 
-    def trace(self) -> list[TraceLine]:
-        """Lines that programs have written with bpf_printk since the last call."""
+    @property
+    def prints(self) -> bool:
+        """True when an attached program can call bpf_printk, so that there may be lines to read."""
+        return ".trace" in self._maps
+
+    def trace(self, timeout: float | None = 0) -> list[TraceLine]:
+        """Lines that programs have written with bpf_printk since the last call.
+
+        timeout: seconds to wait for the first one; None waits until one comes or everything is detached.
+        """
         from userbpf.session.trace import read_trace
 
-        return read_trace(self._maps[".trace"]) if ".trace" in self._maps else []
+        return read_trace(self._maps[".trace"], timeout) if self.prints else []
 
     # ---- attaching -----------------------------------------------------------------------------------
 
@@ -169,7 +177,12 @@ class LoadedObject:
                     plans[site.addr] = plan_site(process, site.module, site.addr, site.function)
             kinds = {(site.prog, site.hook_kind(plans[site.addr])) for site in sites}
             image = self._image(sorted(kinds, key=lambda key: (key[0], key[1].value)))
-            attachment = Attachment(self.name, process, sites, plans, image, self._maps)
+            for bpf_map in self._maps.values():
+                if bpf_map.is_events:
+                    bpf_map.events.restart()
+            attachment = Attachment(
+                self.name, process, sites, plans, image, self._maps, on_end=self._ended, owns_process=own
+            )
         except BaseException:
             if own:
                 process.close()
@@ -196,6 +209,13 @@ class LoadedObject:
         return self._images[key]
 
     # ---- end -----------------------------------------------------------------------------------------
+
+    def _ended(self) -> None:
+        """A target has ended or was detached: iterations over events end when it was the last one."""
+        if not any(attachment.alive for attachment in self._attachments):
+            for bpf_map in self._maps.values():
+                if bpf_map.is_events:
+                    bpf_map.finish()
 
     def _check_open(self) -> None:
         if self._closed:

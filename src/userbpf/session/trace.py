@@ -34,3 +34,8 @@ def parse_trace(record: bytes) -> TraceLine:
     size = ctypes.sizeof(Trace)
     text = record[size : size + head.len].decode("utf-8", "replace").rstrip("\n\0")
     return TraceLine(head.ktime, head.pid, head.tid, head.cpu, head.comm.decode("utf-8", "replace"), text)
+
+
+def read_trace(trace_map: Map, timeout: float | None = 0) -> list[TraceLine]:
+    """The lines that are there; waits for the first one at most ``timeout`` seconds (None: without limit)."""
+    return [parse_trace(record) for record in trace_map.read(timeout)]
