@@ -6,17 +6,17 @@ Code is never writable and executable at once: it is mapped readable and executa
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Protocol
 
 from userbpf.errors import AttachError, ProcessError
 from userbpf.process import Module, Process, Stopped, page_up
-from userbpf.process.linux_x86_64 import NR
 from userbpf.process.stop import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -35,8 +35,6 @@ Kind = Literal["image", "map", "memory", "trampoline"]
 
 _F_ADD_SEALS: Final = 1033
 _SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE
-_PR_SET_VMA: Final = 0x53564D41
-_PR_SET_VMA_ANON_NAME: Final = 0
 _TRAMPOLINE_NAME: Final = "userbpf-trampolines"
 
 
@@ -99,6 +97,16 @@ class SealedImage:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _memfd(name: str, size: int) -> Iterator[int]:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class Injector:
@@ -194,28 +202,23 @@ class Injector:
     def map_trampolines(self, stopped: Stopped, module: Module, size: int) -> Region:
         """Executable memory within reach of all of ``module``; it is filled by :meth:`write`."""
         size = page_up(size)
-        try:
-            addr = self._reserve(stopped, size, module)
-            stopped.mprotect(addr, size, PROT_READ | PROT_EXEC)
-            self._label(stopped, addr, size)
-        except OSError as error:
-            raise self._failed("trampolines", error) from None
-        return self._add(Region(addr, size, "trampoline", f"trampolines of {module.name}", size))
+        name = f"trampolines of {module.name}"
+        # A private mapping of an empty memfd rather than anonymous memory: its name is in /proc/PID/maps, so whoever
+        # finds the patch finds out who made it.
+        with _memfd(_TRAMPOLINE_NAME, size) as fd:
+            try:
+                (remote,) = stopped.send_fds([fd])
+                try:
+                    addr = self._reserve(stopped, size, module)
+                    stopped.mmap(addr, size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED, remote)
+                finally:
+                    stopped.close_fd(remote)
+            except OSError as error:
+                raise self._failed(name, error) from None
+        return self._add(Region(addr, size, "trampoline", name, size))
 
-    def _label(self, stopped: Stopped, addr: int, size: int) -> None:
-        """Give anonymous memory a name in ``/proc/PID/maps``, by which others see who patched (prctl(2))."""
-        text = _TRAMPOLINE_NAME.encode() + b"\0"
-        stopped.write(addr, text)
-        try:
-            stopped.syscall(NR["prctl"], _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, addr, size, addr)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a kernel without CONFIG_ANON_VMA_NAME
-                raise
-        stopped.write(addr, bytes(len(text)))
-
-    def write(self, addr: int, data: bytes | ctypes.Array[ctypes.c_char]) -> None:
+    def write(self, addr: int, data: bytes) -> None:
         """Write into a region; the target may run, as nothing of what is written is in use yet."""
-        data = bytes(data)
         if not any(r.addr <= addr and addr + len(data) <= r.end for r in self.regions):
             raise AttachError(f"{len(data)} bytes at {addr:#x} are not in memory of ours")
         self.process.write(addr, data)

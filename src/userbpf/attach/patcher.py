@@ -232,8 +232,9 @@ def remove(
     """Restore the original bytes and, as soon as no thread needs them, give all regions of ``injector`` back.
 
     The bytes are restored in the first stop. before_scan is called in every stop before the threads are looked at:
-    it takes what refers to our code off the stacks (return probes), and may add regions. timeout: how long to wait for threads that are still in our code or will
-    return to it; then their regions stay mapped and the report says so. A process that has ended is no error.
+    it takes what refers to our code off the stacks (return probes), and may add regions. timeout: how long to wait for
+    threads that are still in our code or will return to it; then their regions stay mapped and the report says so. A
+    process that has ended is no error.
     """
     report = RemoveReport()
     deadline = time.monotonic() + timeout

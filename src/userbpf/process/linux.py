@@ -158,7 +158,7 @@ class Process:
                 hint="run userbpf as that user, or as root",
             )
         try:
-            with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+            with open("/proc/sys/kernel/yama/ptrace_scope", encoding="utf-8") as file:
                 scope = int(file.read())
         except (OSError, ValueError):
             scope = 0
@@ -288,7 +288,7 @@ class Process:
     def find_gap(self, near: int, size: int, *, near_end: int | None = None) -> int:
         """Free addresses near a module: see :func:`userbpf.process.find_gap`."""
         try:
-            with open("/proc/sys/vm/mmap_min_addr", encoding="ascii") as file:
+            with open("/proc/sys/vm/mmap_min_addr", encoding="utf-8") as file:
                 min_addr = int(file.read())
         except (OSError, ValueError):
             min_addr = 65536

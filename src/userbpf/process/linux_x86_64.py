@@ -15,6 +15,7 @@ __all__ = [
     "NR",
     "SYSCALL_INSN",
     "Registers",
+    "hide_interruption",
     "point_at_syscall",
     "restarts_with_block",
 ]
@@ -32,13 +33,16 @@ NR: Final[dict[str, int]] = {
     "close": 3,
     "recvmsg": 47,
     "socketpair": 53,
-    "prctl": 157,
-    "gettid": 186,
-    "getpid": 39,
 }
 """System calls that are made in a target: arch/x86/entry/syscalls/syscall_64.tbl."""
 
+_EINTR = 4
+_ERESTARTNOHAND = 514
 _ERESTART_RESTARTBLOCK = 516
+
+_EINTR_WITHOUT_HANDLER: Final = frozenset((65, 128, 208, 220, 232, 281, 333, 441))
+"""semop, rt_sigtimedwait, io_getevents, semtimedop, epoll_wait, epoll_pwait, io_pgetevents, epoll_pwait2: calls that
+fail with EINTR after any stop, even when no signal handler runs (signal(7), "Interruption of system calls")."""
 
 
 class Registers(ctypes.Structure):
@@ -120,6 +124,17 @@ def point_at_syscall(saved: Registers, insn_addr: int, nr: int, args: tuple[int,
     for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
         setattr(regs, name, value & 0xFFFF_FFFF_FFFF_FFFF)
     return regs
+
+
+def hide_interruption(regs: Registers) -> bool:
+    """Make a call restart that would tell the program of our stop by EINTR. True when ``regs`` were changed.
+
+    ERESTARTNOHAND still becomes EINTR when a signal handler really runs (arch/x86/kernel/signal.c).
+    """
+    if not regs.in_syscall or regs.result != -_EINTR or int(regs.orig_rax) not in _EINTR_WITHOUT_HANDLER:
+        return False
+    regs.rax = -_ERESTARTNOHAND & 0xFFFF_FFFF_FFFF_FFFF
+    return True
 
 
 def restarts_with_block(regs: Registers) -> bool:

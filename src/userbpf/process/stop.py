@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from userbpf.errors import ProcessError
 from userbpf.process import sys as psys
 from userbpf.process.errors import ProcessExitedError
-from userbpf.process.linux_x86_64 import NR, SYSCALL_INSN, Registers, restarts_with_block
+from userbpf.process.linux_x86_64 import NR, SYSCALL_INSN, Registers, hide_interruption, restarts_with_block
 from userbpf.process.mappings import PAGE, Mapping, page_up
 from userbpf.process.tracer import Gone, Tracer, UnexpectedStop, thread_state
 
@@ -84,6 +84,8 @@ class Stopped:
         try:
             self._tracer.settle(tid, deadline)
             regs = self._tracer.get_registers(tid)
+            if hide_interruption(regs):
+                self._tracer.set_registers(tid, regs)
         except (Gone, ProcessLookupError):
             self._attached.discard(tid)
             return
@@ -311,7 +313,7 @@ class Stopped:
 
 
 def _own_filters() -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("Seccomp_filters:"):
                 return int(line.split()[1])
@@ -327,8 +329,9 @@ def _refuse_traced(process: Process) -> None:
             raise process.denied("read", error) from None
         if not tracer:
             return
-        # A worker of ours that ends may still be letting go.
-        if tracer == os.getpid() and time.monotonic() < deadline:
+        # TracerPid is a thread's id. A worker of ours that ends may still be letting go.
+        ours = os.path.exists(f"/proc/self/task/{tracer}") or not os.path.exists(f"/proc/{tracer}")
+        if ours and time.monotonic() < deadline:
             os.sched_yield()
             continue
         try:

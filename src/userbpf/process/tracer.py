@@ -15,6 +15,7 @@ Facts that shape this (ptrace(2); kernel/signal.c, kernel/ptrace.c, kernel/entry
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -37,6 +38,7 @@ _SYSCALL_TRAP: Final = signal.SIGTRAP | 0x80
 _STOP_SIGNALS: Final = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 _ENDED: Final = frozenset((os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED))
 _ALL_SIGNALS: Final = ctypes.c_uint64(0xFFFF_FFFF_FFFF_FFFF)
+_SPINS: Final = 128
 CALL_TIMEOUT: Final = 30.0
 """Seconds for one remote system call; none of those that are made can block."""
 
@@ -77,6 +79,8 @@ class Tracer:
         self._thread.start()
 
     def _work(self) -> None:
+        with contextlib.suppress(PermissionError):  # only root may, and then the target stands still for less long
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)
         while (request := self._requests.get()) is not None:
             request()
 
@@ -154,14 +158,15 @@ class Tracer:
                 os.waitid(os.P_PID, tid, os.WSTOPPED | os.WNOHANG | psys.WALL)
                 return int(info.si_status)
             tries += 1
-            if tries <= 64:
-                os.sched_yield()
+            # Most stops take a few microseconds. Giving the processor away meanwhile would make this thread wait
+            # behind the target's own threads when they are let go, one stopped and the next not yet.
+            if tries <= _SPINS:
                 continue
             if thread_state(tid) in "ZX":
                 raise Gone
             if time.monotonic() > deadline:
                 raise TimeoutError
-            time.sleep(min(0.002, 0.00005 * (tries - 64)))
+            time.sleep(min(0.002, 0.00005 * (tries - _SPINS)))
 
     def settle(self, tid: int, deadline: float) -> None:
         """Bring a thread that has been interrupted to a PTRACE_EVENT_STOP, with no signal lost and none delivered."""
