@@ -156,6 +156,40 @@ static __always_inline void bpf_tail_call_static(void *ctx, const void *map, con
         ___bpf_fill(name, args) _Pragma("GCC diagnostic pop")
 #define ___bpf_params_size(args...) (___bpf_narg(args) * sizeof(unsigned long long))
 
+/* ---- open-coded iterators: loops that the verifier follows by kfuncs of the kernel ------------- */
+
+struct bpf_iter_num;
+extern int bpf_iter_num_new(struct bpf_iter_num *it, int start, int end) __weak __ksym;
+extern int *bpf_iter_num_next(struct bpf_iter_num *it) __weak __ksym;
+extern void bpf_iter_num_destroy(struct bpf_iter_num *it) __weak __ksym;
+
+#ifndef bpf_for_each
+/* The second variable is only there so that `new` is called once, after the iterator is in scope. */
+#define bpf_for_each(type, cur, args...)                                                                               \
+    for (struct bpf_iter_##type __it __attribute__((aligned(8), cleanup(bpf_iter_##type##_destroy))),                  \
+         *__once __attribute__((unused)) = (bpf_iter_##type##_new(&__it, ##args), (void *)0);                          \
+         ((cur) = bpf_iter_##type##_next(&__it));)
+#endif
+
+#ifndef bpf_for
+/* i from start to end - 1; the comparison gives the verifier the bounds of i. */
+#define bpf_for(i, start, end)                                                                                         \
+    for (struct bpf_iter_num __it __attribute__((aligned(8), cleanup(bpf_iter_num_destroy))),                          \
+         *__once __attribute__((unused)) = (bpf_iter_num_new(&__it, (start), (end)), (void *)0);                       \
+         ({                                                                                                            \
+             int *__next = bpf_iter_num_next(&__it);                                                                   \
+             (i) = __next ? *__next : (end);                                                                           \
+             __next && (i) >= (start) && (i) < (end);                                                                  \
+         });)
+#endif
+
+#ifndef bpf_repeat
+#define bpf_repeat(n)                                                                                                  \
+    for (struct bpf_iter_num __it __attribute__((aligned(8), cleanup(bpf_iter_num_destroy))),                          \
+         *__once __attribute__((unused)) = (bpf_iter_num_new(&__it, 0, (n)), (void *)0);                               \
+         bpf_iter_num_next(&__it);)
+#endif
+
 /* ---- printing ------------------------------------------------------------------------------------ */
 
 #ifdef BPF_NO_GLOBAL_DATA
