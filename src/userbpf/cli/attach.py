@@ -85,7 +85,8 @@ def attach(
             if command:
                 process.resume()
             elif not json:
-                print(f"attached to {process.name} ({process.pid}) in {attachment.stop_ns / 1e6:.1f} ms of stop; Ctrl-C ends")
+                stop = f"it stood still for {attachment.stop_ns / 1e6:.1f} ms"
+                print(f"attached to {process.name} ({process.pid}), {stop}; Ctrl-C ends", flush=True)
             collected = _run(loaded, attachment, duration, quiet=json)
         finally:
             attachment.detach()

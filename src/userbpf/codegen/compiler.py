@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,8 +19,6 @@ from userbpf.native.abi import Env
 from userbpf.tables.helpers import HELPERS
 from userbpf.tables.maps import MapType
 from userbpf.verifier import Verified
-
-import ctypes
 
 ENV_SIZE: Final = ctypes.sizeof(Env)
 TRACE: Final = ".trace"
@@ -108,7 +107,9 @@ def module_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> tuple[
         calls.is_return = request.kind is HookKind.RETURN
         parts.append(emit_program(verified, f"prog.{n}", calls, map_numbers))
         percpu = sorted({numbers[spec.name] for spec in program.maps if spec.type in _PERCPU})
-        writer = HookWriter(f"prog.{n}", verified.facts, percpu, DEF_SIZE, needs_cpu=bool(helpers_of(verified) & CPU_HELPERS))
+        writer = HookWriter(
+            f"prog.{n}", verified.facts, percpu, DEF_SIZE, needs_cpu=bool(helpers_of(verified) & CPU_HELPERS)
+        )
         entry = _entry(n, request)
         if entry.hook is not None:
             parts.append(writer.hook(entry.hook))

@@ -22,9 +22,7 @@ _CONSTANTS: Final = {"orig_ax": -1, "cs": 0x33, "ss": 0x2B}
 _CELL_SITE: Final = 16
 _CELL_RET_ENTRY: Final = 70
 _OFFSETS: Final = {field.name: field.offset for field in PT_REGS_X86_64.fields}
-_AT_HAND: Final = tuple(
-    range(_OFFSETS[name], _OFFSETS[name] + 8) for name in (*_ARGUMENTS, *_CONSTANTS, "sp", "ip")
-)
+_AT_HAND: Final = tuple(range(_OFFSETS[name], _OFFSETS[name] + 8) for name in (*_ARGUMENTS, *_CONSTANTS, "sp", "ip"))
 
 CPU_HELPERS: Final = frozenset({"get_smp_processor_id", "perf_event_output", "trace_printk", "trace_vprintk"})
 

@@ -52,7 +52,7 @@ def link(elf: bytes, data_symbols: Mapping[str, int], data_size: int) -> CodeIma
 
 
 def _symbols(file: ELFFile, placed: Mapping[int, int]) -> dict[str, int]:
-    table = file.get_section_by_name(".symtab")
+    table: Any = file.get_section_by_name(".symtab")
     return {
         symbol.name: placed[symbol["st_shndx"]] + symbol["st_value"]
         for symbol in table.iter_symbols()
@@ -63,7 +63,7 @@ def _symbols(file: ELFFile, placed: Mapping[int, int]) -> dict[str, int]:
 def _relocate(
     file: ELFFile, code: bytearray, section: Any, placed: Mapping[int, int], data_symbols: Mapping[str, int]
 ) -> None:
-    table = file.get_section(section["sh_link"])
+    table: Any = file.get_section(section["sh_link"])
     start = placed[section["sh_info"]]
     for rela in section.iter_relocations():
         symbol = table.get_symbol(rela["r_info_sym"])
@@ -73,7 +73,9 @@ def _relocate(
         elif index == "SHN_UNDEF" and symbol.name in data_symbols:
             target = len(code) + data_symbols[symbol.name]
         else:
-            raise CodegenError(f"the generated code refers to {symbol.name or 'a section'!r}, which it does not contain")
+            raise CodegenError(
+                f"the generated code refers to {symbol.name or 'a section'!r}, which it does not contain"
+            )
         where = start + rela["r_offset"]
         value = target + rela["r_addend"] - where
         kind = rela["r_info_type"]

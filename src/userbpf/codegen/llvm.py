@@ -62,4 +62,3 @@ def compile_module(ir: str, runtime: bytes, exported: Iterable[str]) -> tuple[by
     passes = builder.getModulePassManager()
     passes.run(module, builder)
     return machine.emit_object(module), str(module)
-

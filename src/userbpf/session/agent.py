@@ -124,9 +124,7 @@ def _install_handlers(stopped: Stopped, agent: Agent) -> None:
             flags, mask = SA_ONSTACK, 0
         if not flags & SA_RESTORER:
             restorer = agent.symbol("ub_agent_restorer")
-        ours = _SIGACTION.pack(
-            agent.symbol("ub_agent_on_fault"), flags | SA_SIGINFO | SA_RESTORER, restorer, mask
-        )
+        ours = _SIGACTION.pack(agent.symbol("ub_agent_on_fault"), flags | SA_SIGINFO | SA_RESTORER, restorer, mask)
         stopped.write(scratch, ours)
         stopped.syscall(NR_RT_SIGACTION, signal_number, scratch, 0, 8)
     _write_field(process, agent.proc, "faults", 1)
@@ -233,5 +231,3 @@ def _write_field(process: Process, base: int, name: str, value: int | bytes) -> 
 
 def _page_up(size: int) -> int:
     return (size + 4095) // 4096 * 4096
-
-

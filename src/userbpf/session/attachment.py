@@ -104,7 +104,7 @@ class Attachment:
         process = self.process
         if any(site.is_return for site in self._sites) and process.shadow_stack:
             raise AttachError(
-                f"process {process.pid} ({process.name}) has a hardware shadow stack, which return probes would violate",
+                f"process {process.pid} ({process.name}) has a hardware shadow stack, which return probes break",
                 hint="use an entry probe, or start the process with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             )
         self._injector = Injector(process)
@@ -156,9 +156,7 @@ class Attachment:
                 self._trampoline_at[plan.addr] = addr
                 addr += trampoline_size(plan, counts[plan.addr])
         self._tid_offset = stopped.thread_id_offset()
-        self.added_bytes = sum(
-            region.size for owner in (injector, self._agent_injector) for region in owner.regions
-        )
+        self.added_bytes = sum(region.size for owner in (injector, self._agent_injector) for region in owner.regions)
 
     def _cells_per_site(self) -> dict[int, int]:
         counts: dict[int, int] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from userbpf.errors import AttachError, ObjectError, Place, UserBpfError
 from userbpf.maps import Map
 from userbpf.object import MapSpec, Object, Program
+from userbpf.session.events import event_types
 from userbpf.tables.maps import MapType
 from userbpf.verifier import Verified, verify
 
@@ -106,6 +107,9 @@ class LoadedObject:
         for spec in self.object.maps.values():
             if spec.name in used or _is_offered(spec):
                 self._maps[spec.name] = Map.create(spec)
+        for name, type_name in event_types(self.programs.values(), self.object.btf).items():
+            if self._maps[name].info.value_btf == 0:
+                self._maps[name].typed(type_name)
 
     @property
     def maps(self) -> Mapping[str, Map]:

@@ -107,5 +107,3 @@ def read_description(memory: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
