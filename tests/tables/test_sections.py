@@ -87,6 +87,10 @@ def test_label_behind_a_type_without_target_is_ignored() -> None:
     assert parsed("socket/my_filter", "kind", "symbol") == ("socket", None)
 
 
+def test_uprobe_with_a_label_alone_gets_its_target_at_attach() -> None:
+    assert parsed("uprobe/bash_readline", "kind", "symbol", "path", "auto_attach") == ("uprobe", None, None, False)
+
+
 def test_question_mark_turns_loading_off() -> None:
     assert parsed("?uprobe/x:f", "autoload", "symbol", "name") == (False, "f", "?uprobe/x:f")
 
@@ -108,7 +112,6 @@ def test_near_names_are_offered() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "uprobe/libc.so.6",
         "uprobe/libc.so.6:",
         "uprobe/:malloc",
         "uprobe/x:f+0x",

@@ -2,7 +2,8 @@
 
 Source: the table of section definitions and the ``attach_*`` parsers of libbpf (tools/lib/bpf/libbpf.c), documented
 in Documentation/bpf/libbpf/program_types.rst. One deviation: a type without a target, such as ``socket``, may have
-a ``/label`` behind it, which is ignored, because objects made for other loaders have one.
+a ``/label`` behind it, which is ignored, because objects made for other loaders have one. For the same reason
+``uprobe/NAME`` is a probe whose target is given at attach (libbpf loads it as well, and cannot attach it by itself).
 """
 
 from __future__ import annotations
@@ -278,7 +279,9 @@ def _symbol_offset(section: Section, text: str, expected: str) -> tuple[str | No
 def _parse_uprobe(section: Section, rest: str) -> Section:
     expected = f'SEC("{section.name.partition("/")[0]}/PATH:FUNCTION") or PATH:FUNCTION+OFFSET or PATH:0xOFFSET'
     path, colon, target = rest.partition(":")
-    if not path or not colon or not target:
+    if not colon:
+        return section
+    if not path or not target:
         raise _malformed(section, expected)
     symbol, offset = _symbol_offset(section, target, expected)
     if section.is_return and symbol is not None and offset:

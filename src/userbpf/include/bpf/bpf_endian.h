@@ -11,7 +11,8 @@
 #define __bpf_big32(x) ((unsigned int)(x))
 #define __bpf_big64(x) ((unsigned long long)(x))
 #else
-#error "the byte order of the target is not known"#endif
+#error "the byte order of the target is not known"
+#endif
 
 #define bpf_htons(x) __bpf_big16(x)
 #define bpf_ntohs(x) __bpf_big16(x)
