@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from userbpf.isa.opcodes import BPF_ADD, BPF_ALU, BPF_END, BPF_MOV, BPF_NEG, BPF_SUB, BPF_X, OPCODES
+from userbpf.isa.opcodes import (
+    BPF_ADD,
+    BPF_ALU,
+    BPF_ARSH,
+    BPF_DIV,
+    BPF_END,
+    BPF_LSH,
+    BPF_MOD,
+    BPF_MOV,
+    BPF_NEG,
+    BPF_RSH,
+    BPF_SUB,
+    BPF_X,
+    OPCODES,
+)
 
 from . import bounds, precision, transfer
 from .diagnosis import Reject
@@ -53,12 +67,9 @@ def _move(env: Env, insn: Insn, *, is32: bool) -> None:
     if insn.off:
         # Sign-extending move of 8, 16 or 32 bits.
         if source.is_pointer:
-            raise Reject(
-                "bad-pointer-arith",
-                f"a part of r{insn.src}, {source.describe()}, is sign-extended: a pointer cannot be cut",
-                reg=insn.src,
-            )
-        _move_signed(env, insn, source, is32=is32)
+            env.write(insn.dst, UNKNOWN_SCALAR)
+        else:
+            _move_signed(env, insn, source, is32=is32)
     elif not is32:
         env.write(insn.dst, env.linkable(insn.src))
     elif source.is_pointer:
@@ -81,7 +92,7 @@ def _move_signed(env: Env, insn: Insn, source: Reg, *, is32: bool) -> None:
 
 def _binary(env: Env, insn: Insn, op: int, *, is32: bool) -> None:
     dst = env.read(insn.dst)
-    source = env.read(insn.src) if insn.op & BPF_X else const_scalar(insn.imm)
+    source = env.read(insn.src) if insn.op & BPF_X else _immediate(insn, op, is32=is32)
     if not dst.is_pointer and not source.is_pointer:
         rng = transfer.alu(op, dst.rng, source.rng, is32=is32)
         if op == BPF_ADD and not is32 and dst.id and not dst.delta and source.rng.is_const:
@@ -127,6 +138,16 @@ def _binary(env: Env, insn: Insn, op: int, *, is32: bool) -> None:
         )
     precision.mark(env, insn.dst)
     env.write(insn.dst, _pointer(source, insn.src, dst, f"r{insn.dst}", op, symbol))
+
+
+def _immediate(insn: Insn, op: int, *, is32: bool) -> Reg:
+    """The constant operand, which must make sense (check_alu_op)."""
+    if op in (BPF_DIV, BPF_MOD) and insn.imm == 0:
+        raise Reject("div", "the division is by the constant 0")
+    width = 32 if is32 else 64
+    if op in (BPF_LSH, BPF_RSH, BPF_ARSH) and not 0 <= insn.imm < width:
+        raise Reject("shift", f"the shift is by {insn.imm}, and the operand has {width} bits")
+    return const_scalar(insn.imm)
 
 
 def _pointer(pointer: Reg, number: int, offset: Reg, name: str, op: int, symbol: str) -> Reg:

@@ -18,6 +18,7 @@ from userbpf.isa.opcodes import (
     BPF_ATOMIC,
     BPF_CMPXCHG,
     BPF_END,
+    BPF_FETCH,
     BPF_JMP,
     BPF_JMP32,
     BPF_LD,
@@ -78,6 +79,9 @@ def analyse(program: Program) -> Shape:
         check_isa(insns)
     except IsaError as error:
         raise ShapeError(error.place.insn or 0, error.message) from None
+    for index, insn in enumerate(insns):
+        if _writes_frame_pointer(insn):
+            raise ShapeError(index, "r10 is written, and it is the read-only frame pointer")
     starts = _starts(program)
     successors = _successors(insns, starts)
     joins: set[int] = set()
@@ -93,6 +97,14 @@ def analyse(program: Program) -> Shape:
         elif insn.op == CALL and insn.src == BPF_PSEUDO_CALL:
             prune.update(follow)
     return Shape(starts, _liveness(insns, successors), frozenset(joins | set(starts)), frozenset(prune))
+
+
+def _writes_frame_pointer(insn: Insn) -> bool:
+    cls = insn.op & 7
+    if cls in (BPF_ALU, BPF_ALU64, BPF_LDX) or insn.op == LDDW:
+        return insn.dst == 10
+    fetches = cls == BPF_STX and insn.op & 0xE0 == BPF_ATOMIC and insn.imm & BPF_FETCH
+    return bool(fetches) and insn.src == 10 and insn.imm != BPF_CMPXCHG
 
 
 def _starts(program: Program) -> tuple[int, ...]:

@@ -176,6 +176,13 @@ def _read_context(env: Env, pointer: Reg, offset: int | None, size: int, number:
             known=(f"r{number} is {pointer.describe()}",),
             reg=number,
         )
+    if pointer.offset != 0:
+        raise Reject(
+            "ctx-access",
+            f"the context is read through a pointer that was moved by {pointer.offset} bytes",
+            help="read the field from the context itself, ctx->field, or copy the whole context with a helper",
+            reg=number,
+        )
     if context.field_at(offset, size) is None:
         raise Reject(
             "ctx-access",

@@ -40,6 +40,7 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "too-complex": "give loops smaller constant bounds, or move parts into __noinline functions",
         "recursion": "write the recursion as a loop with a constant bound",
         "div": "test the divisor first",
+        "shift": "shift by less than the width of the type",
         "packet-load": "read memory with bpf_probe_read_user",
         "return-value": "return a value that the program type allows",
         "program-type": "userbpf runs uprobe, uretprobe and usdt programs",
