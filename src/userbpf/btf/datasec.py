@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from userbpf.btf.btf import Btf
+from userbpf.btf.btf import MAX_SIZE, Btf
 from userbpf.btf.types import DataSec, DataSecVar, Kind, Linkage, Var
+from userbpf.errors import BtfError
 
 __all__ = ["fix_datasecs"]
 
@@ -31,6 +32,8 @@ def fix_datasecs(btf: Btf, sections: Mapping[str, int], symbols: Mapping[str, in
             var = btf.type(row.type)
             known = isinstance(var, Var) and var.linkage != Linkage.STATIC
             offset = symbols.get(var.name, row.offset) if known else row.offset
+            if offset + row.size >= MAX_SIZE:
+                raise BtfError(f"a variable lies at {offset} of section {datasec.name}, beyond any section")
             rows.append(DataSecVar(row.type, offset, row.size))
         rows.sort(key=lambda row: row.offset)
         at = btf.position(type_id)

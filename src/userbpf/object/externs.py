@@ -129,9 +129,10 @@ def _number(found: object, text: str) -> int | None:
         if isinstance(found, Int) and found.size == 1 and not found.bool_:
             return ord(text)
         return None
-    if not isinstance(found, Int) or found.bool_:
+    if not isinstance(found, Int):
         return None
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError:
         return None
+    return None if found.bool_ and number not in (0, 1) else number

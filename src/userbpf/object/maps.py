@@ -223,7 +223,7 @@ class _Definition:
     def _size(self, what: str, size: int) -> None:
         known = self.spec.key_size if what == "key" else self.spec.value_size
         if known and known != size:
-            raise ObjectError(f"map {self.name!r}: {what}_size {size} contradicts its type's {known} bytes")
+            raise ObjectError(f"map {self.name!r}: {what}_size {size} contradicts the {known} bytes said before")
         if what == "key":
             self._set(key_size=size)
         else:
