@@ -1,6 +1,7 @@
 /*
  * Threads that wait in system calls and check that nobody disturbs them: no call may fail with EINTR, no sleep may
  * end early, no queued signal may be lost. Prints "ready"; a line on standard input ends it.
+ * With an argument it waits in vfork instead.
  * Prints: wrong results, naps, reads, waits, epoll waits, signals received.
  */
 #include <errno.h>
@@ -15,7 +16,7 @@
 
 static atomic_bool stop;
 static atomic_ulong wrong, naps, reads, waits, polls, received;
-static int fds[2];
+static int fds[2], epoll;
 
 static long now(void)
 {
@@ -82,14 +83,12 @@ static void *waiter(void *arg)
 
 static void *poller(void *arg)
 {
-    int fd = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event;
     while (!atomic_load(&stop)) {
-        if (epoll_wait(fd, &event, 1, 11) != 0)
+        if (epoll_wait(epoll, &event, 1, 11) != 0)
             atomic_fetch_add(&wrong, 1);
         atomic_fetch_add(&polls, 1);
     }
-    close(fd);
     return arg;
 }
 
@@ -102,12 +101,31 @@ static void on_signal(int sig, siginfo_t *info, void *context)
     atomic_fetch_add(&received, 1);
 }
 
-int main(void)
+/* A parent in vfork cannot be stopped until its child has ended; the child waits for a line. */
+static int in_vfork(void)
 {
+    char c;
+    puts("ready");
+    fflush(stdout);
+    pid_t pid = vfork();
+    if (pid == 0) {
+        ssize_t got = read(0, &c, 1);
+        _exit(got < 0);
+    }
+    puts("0");
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    (void)argv;
+    if (argc > 1)
+        return in_vfork();
     void *(*const functions[])(void *) = {nap, feed, reader, waiter, poller};
     pthread_t threads[5];
     sigset_t all;
-    if (pipe(fds) != 0)
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (pipe(fds) != 0 || epoll < 0)
         return 2;
     struct sigaction act = {.sa_sigaction = on_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
     sigaction(SIGRTMIN, &act, NULL);

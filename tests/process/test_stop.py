@@ -129,27 +129,14 @@ def test_a_process_that_is_killed_while_stopped_is_reported_as_ended() -> None:
             pass
 
 
-def test_an_uninterruptible_process_is_refused_and_released() -> None:
-    # A parent in vfork(2) cannot stop until its child has executed or ended; the child here waits for its input.
-    code = "import ctypes,os\nlibc=ctypes.CDLL(None)\npid=libc.vfork()\n"
-    code += "if pid==0:\n  libc.read(0,ctypes.create_string_buffer(1),1)\n  libc._exit(0)\n"
-    with subprocess.Popen(["python3", "-c", code], stdin=subprocess.PIPE) as parent:
-        wait_state_or_child(parent.pid)
-        with Process(parent.pid) as process:
+def test_an_uninterruptible_process_is_refused_and_released(blocked: Path) -> None:
+    with running([str(blocked), "vfork"]) as child:
+        wait_state(child.pid, "D")
+        with Process(child.pid) as process:
             with pytest.raises(ProcessError, match="did not stop in time.*uninterruptibly"), process.stop(0.05):
                 pass
-            deadline = time.monotonic() + 5
-            while process.status()["TracerPid"] != "0":
-                assert time.monotonic() < deadline
-        assert parent.stdin is not None
-        parent.stdin.write(b"x")
-        parent.stdin.close()
-        parent.wait(10)
-
-
-def wait_state_or_child(pid: int) -> None:
-    """Until some thread of the process waits in vfork (state D)."""
-    wait_state(pid, "D")
+            assert process.status()["TracerPid"] == "0"
+        assert finish(child) == [0]
 
 
 def test_two_tracers_are_refused(blocked: Path) -> None:

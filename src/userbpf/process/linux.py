@@ -84,8 +84,9 @@ class Process:
             self.exe = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
             self._check_machine()
         except OSError as error:
+            problem = self.denied("read", error)
             self.close()
-            raise self.denied("read", error) from None
+            raise problem from None
         except ProcessError:
             self.close()
             raise
@@ -241,9 +242,12 @@ class Process:
     def mappings(self) -> list[Mapping]:
         try:
             with open(f"/proc/{self.pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
-                return parse_maps(file.read())
+                mappings = parse_maps(file.read())
         except OSError as error:
             raise self.denied("read", error) from None
+        if not mappings:  # the address space goes before the process does
+            raise ProcessExitedError(f"process {self.pid} ({self.name}) has ended")
+        return mappings
 
     def modules(self) -> list[Module]:
         """ELF files with executable mappings, by address; the executable and every library."""

@@ -70,6 +70,8 @@ def spawn(
         for fd in (go_read, go_write, report_read, report_write):
             if fd >= 0:
                 os.close(fd)
+    # The stop takes effect a moment after the tracer has let go.
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     try:
         process = Process(pid)
     except ProcessError:
