@@ -57,7 +57,7 @@ def test_assembling_the_disassembly_gives_the_same_program(insns: tuple[Insn, ..
 @settings(max_examples=50, deadline=None)
 def test_symbols_change_the_text_but_not_the_program(insns: tuple[Insn, ...]) -> None:
     class Everything(dict[int, str]):
-        def get(self, key: int, default: object = None) -> str:  # type: ignore[override]
+        def get(self, key: int, default: object = None) -> str:
             return f"name_{key & 0xFFFF}"
 
     every = Everything()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from elftools.elf.elffile import ELFFile
 from userbpf.errors import ToolchainError
 from userbpf.isa import check, decode
 from userbpf.toolchain import compile_c, find_compiler, target_machine, vmlinux_dir
+from userbpf.toolchain.cache import cache_dir
 from userbpf.toolchain.vmlinux import FALLBACK_DIR
 
 PROGS = Path(__file__).parent / "progs"
@@ -111,6 +113,14 @@ def test_missing_header_gets_a_hint(tmp_path: Path) -> None:
     assert caught.value.hint is not None
 
 
+def test_missing_kernel_types_get_a_hint(tmp_path: Path) -> None:
+    source = tmp_path / "bad.c"
+    source.write_text("u32 x;\n")
+    with pytest.raises(ToolchainError, match="unknown type name 'u32'") as caught:
+        compile_c(source)
+    assert "vmlinux.h" in (caught.value.hint or "")
+
+
 def test_warnings_are_handed_out(tmp_path: Path) -> None:
     source = tmp_path / "warn.c"
     source.write_text("int f(void) { int unused; return 0; }\n")
@@ -162,13 +172,38 @@ def test_a_compiler_without_bpf_fails_with_its_message(tmp_path: Path) -> None:
         compile_c(PROGS / "minimal.bpf.c", compiler=str(fake))
 
 
+def test_no_place_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ToolchainError, match="temporary files cannot be written: No such file"):
+        compile_c(PROGS / "minimal.bpf.c")
+
+
 def test_cache_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.setenv("USERBPF_CACHE", str(shared))
-    assert compile_c(PROGS / "globals.bpf.c")
-    assert list(shared.iterdir()) == []
+    assert cache_dir() is None
+    shared.chmod(0o700)
+    assert cache_dir() == shared
+
+
+def test_kernel_header_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USERBPF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "scratch").mkdir()
+    empty = tmp_path / "btf"
+    empty.write_bytes(struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0")
+    place = vmlinux_dir(tmp_path / "scratch", btf_file=empty)
+    header = place / "vmlinux.h"
+    assert place.parent == tmp_path / "cache"
+    assert "__VMLINUX_H__" in header.read_text()
+    header.write_text("kept")
+    assert vmlinux_dir(tmp_path / "scratch", btf_file=empty) == place
+    assert header.read_text() == "kept"
+    monkeypatch.setenv("USERBPF_CACHE", str(tmp_path / "btf" / "not-a-directory"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "btf"))
+    assert vmlinux_dir(tmp_path / "scratch", btf_file=empty).parent == tmp_path / "scratch"
 
 
 def test_kernel_without_btf_gets_the_small_header(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _NO_COMPILER_HINT: Final = "install the package ziglang with pip, or clang 12 or
 _DIAGNOSTIC: Final = re.compile(
     r"(?P<file>[^\n:]+):(?P<line>\d+):(?P<column>\d+): (?:fatal )?error: (?P<message>[^\n]*)"
 )
+_MISSING_TYPE: Final = re.compile(r"unknown type name '(__)?[us](8|16|32|64)'|undeclared identifier 'BPF_MAP_TYPE_")
 _NO_VMLINUX: Final = "'vmlinux.h' file not found"
 
 
@@ -135,6 +136,24 @@ def compile_c(
     for define in defines:
         if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", define, re.DOTALL):
             raise ToolchainError(f'"{define}" is not a macro definition', hint="write NAME or NAME=VALUE")
+    try:
+        data, messages = _compile(clang, source, machine, includes, defines)
+    except OSError as error:
+        raise ToolchainError(
+            f"the compiler's temporary files cannot be written: {error.strerror}",
+            hint="set TMPDIR and USERBPF_CACHE to directories of yours with free space",
+        ) from None
+    if warn is not None and messages:
+        warn(messages)
+    if output is not None:
+        _write(Path(output), data)
+    return data
+
+
+def _compile(
+    clang: Compiler, source: Path, machine: str, includes: Sequence[Path], defines: Sequence[str]
+) -> tuple[bytes, str]:
+    """The object file and the compiler's warnings. Raises OSError when there is no place for temporary files."""
     with tempfile.TemporaryDirectory(prefix="userbpf-cc-") as scratch_name:
         scratch = Path(scratch_name)
         target = scratch / "out.o"
@@ -146,12 +165,7 @@ def compile_c(
             result = _run(clang, command, source)
         if result.returncode:
             raise _compile_error(clang, source, result)
-        data = target.read_bytes()
-    if warn is not None and result.stderr.strip():
-        warn(result.stderr.strip())
-    if output is not None:
-        _write(Path(output), data)
-    return data
+        return target.read_bytes(), result.stderr.strip()
 
 
 def _command(
@@ -171,8 +185,7 @@ def _command(
     for directory in includes:
         command += ["-I", str(directory)]
     command += ["-isystem", str(INCLUDE_DIR), *clang.include_args]
-    # A file name may begin with a dash.
-    path = str(source) if source.is_absolute() else f"./{source}"
+    path = f"./{source}" if str(source).startswith("-") else str(source)
     return [*command, "-o", str(target), path]
 
 
@@ -213,6 +226,8 @@ def _compile_error(clang: Compiler, source: Path, result: subprocess.CompletedPr
 def _hint(message: str) -> str | None:
     if "file not found" in message:
         return "give its directory with an include option; bpf/*.h, linux/*.h and vmlinux.h are always there"
+    if _MISSING_TYPE.search(message):
+        return 'include "vmlinux.h", or <linux/bpf.h> and <linux/types.h>, before <bpf/bpf_helpers.h>'
     if "too many arguments" in message or "stack" in message:
         return "BPF functions take at most 5 arguments and have 512 bytes of stack"
     if "-target-cpu" in message or "unknown target" in message.lower():

@@ -7,6 +7,11 @@ struct task_struct___old {
     long state;
 } __attribute__((preserve_access_index));
 
+struct task_struct___bits {
+    unsigned int in_execve : 1;
+    int negative : 3;
+} __attribute__((preserve_access_index));
+
 enum made_up___flavor {
     MADE_UP = 3,
 };
@@ -31,6 +36,9 @@ int BPF_KPROBE(leave, long code)
         sink += bpf_core_field_offset(struct task_struct, comm) + bpf_core_field_size(task->comm);
     if (bpf_core_type_exists(struct task_struct) && bpf_core_type_matches(struct list_head))
         sink += bpf_core_type_size(struct list_head) + bpf_core_type_id_kernel(struct file);
+    sink += BPF_CORE_READ_BITFIELD_PROBED((struct task_struct___bits *)task, in_execve);
+    if (bpf_core_field_exists(struct task_struct___bits, negative))
+        sink += BPF_CORE_READ_BITFIELD((struct task_struct___bits *)task, negative);
     if (bpf_core_enum_value_exists(enum bpf_map_type, BPF_MAP_TYPE_RINGBUF))
         sink += bpf_core_enum_value(enum bpf_map_type, BPF_MAP_TYPE_RINGBUF);
     if (bpf_core_enum_value_exists(enum made_up___flavor, MADE_UP))
