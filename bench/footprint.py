@@ -53,19 +53,20 @@ def main() -> None:
     added, maps = split(size_during - size_before)
     added_resident, maps_resident = split(resident_during - resident_before)
     left = (size_after - size_before).total()
+    mappings = dict(sorted((size_during - size_before).items()))
     figures = {
         "added_bytes": added,
         "added_resident_bytes": added_resident,
         "map_bytes": maps,
         "map_resident_bytes": maps_resident,
         "left_after_detach_bytes": left,
-        "mappings": dict(sorted((size_during - size_before).items())),
+        "mappings": mappings,
     }
     lines = [
         f"{'added, without maps':24} {added >> 10:8} KB of address space, {added_resident >> 10:6} KB resident",
         f"{'maps':24} {maps >> 10:8} KB of address space, {maps_resident >> 10:6} KB resident",
         f"{'left after detaching':24} {left >> 10:8} KB",
-        *(f"  {name or '(anonymous)':40} {value >> 10:6} KB" for name, value in figures["mappings"].items()),
+        *(f"  {name or '(anonymous)':40} {value >> 10:6} KB" for name, value in mappings.items()),
     ]
     support.report(options, figures, lines)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 import userbpf
 
@@ -197,7 +198,8 @@ def symbol_offset(path: Path, name: str) -> int:
         elf = ELFFile(file)
         for section_name in (".symtab", ".dynsym"):
             section = elf.get_section_by_name(section_name)
-            for symbol in section.get_symbol_by_name(name) or () if section is not None else ():
+            found = section.get_symbol_by_name(name) if isinstance(section, SymbolTableSection) else None
+            for symbol in found or ():
                 address = int(symbol["st_value"])
                 for segment in elf.iter_segments("PT_LOAD"):
                     if segment["p_vaddr"] <= address < segment["p_vaddr"] + segment["p_filesz"]:

@@ -3,11 +3,13 @@
  *
  * It reads commands from standard input, one a line, and answers each with one line:
  *   call N   calls target_fn N times; prints the nanoseconds that took
- *   spin N   calls target_fn for N milliseconds while it watches the clock; prints the longest
- *            gap between two looks in nanoseconds, and the number of calls
+ *   spin N   calls target_fn for N milliseconds, or until the next command, while it watches the
+ *            clock; prints the longest gap between two looks in nanoseconds, and the number of calls
+ *   stop 0   does nothing: ends a spin
  *   quit     ends
  */
 #include <inttypes.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +37,12 @@ static uint64_t call(uint64_t count)
     return now() - start;
 }
 
+static int command_waits(void)
+{
+    struct pollfd input = { .fd = 0, .events = POLLIN };
+    return poll(&input, 1, 0) > 0;
+}
+
 static void spin(uint64_t milliseconds)
 {
     uint64_t start = now(), last = start, longest = 0, calls = 0;
@@ -44,6 +52,11 @@ static void spin(uint64_t milliseconds)
         if (look - last > longest)
             longest = look - last;
         last = look;
+        if (calls % 4096 == 0) {
+            if (command_waits())
+                break;
+            last = now(); /* what asking took is no gap */
+        }
     }
     printf("%" PRIu64 " %" PRIu64 "\n", longest, calls);
 }
@@ -62,7 +75,7 @@ int main(void)
             printf("%" PRIu64 "\n", call(count));
         else if (strcmp(verb, "spin") == 0)
             spin(count);
-        else
+        else if (strcmp(verb, "stop") != 0)
             return 2;
     }
     return 0;

@@ -124,9 +124,8 @@ def trace(target: Target, addr: int, original: bytes, process: Process) -> float
         step("attaching to the running program")
         with obj.attach(pid=target.pid) as attachment:
             taken = time.monotonic() - started
-            claim(
-                process.read(addr, SITE_BYTES) != original, f"attached {taken:.2f} s after the start, source included"
-            )
+            claim(process.read(addr, SITE_BYTES) != original, f"attached {taken:.2f} s after the start, from C source")
+            console.print(f"      the program stood still for {attachment.stop_ns / 1e6:.1f} ms")
             events = watch(obj)
             claim(bool(events), f"{len(events)} large requests came through the ring buffer; the last three:")
             for event in events[-3:]:
@@ -166,7 +165,7 @@ def run() -> None:
         by_kernel = in_kernel(target, home.path, addr - home.start + home.offset)
     status = target.end()
     claim(status == 0, f"the program went on unharmed and ended by itself with status {status}")
-    step("cost of one bytearray(1024) in the program: one malloc, and what Python does around it")
+    step("cost of one bytearray(1024) in the program, one malloc included")
     for name, cost in (("without a probe", bare), ("with userbpf", attached), ("after detaching", after)):
         console.print(f"      {name:20} {cost:10.1f} ns  {cost - bare:+10.1f} ns")
     if isinstance(by_kernel, float):
