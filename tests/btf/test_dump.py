@@ -76,17 +76,18 @@ def test_every_odd_layout_is_reproduced(bpf_cc: Callable[..., bytes]) -> None:
         Struct("packed", 5, (Member("c", 2, 0), Member("i", 1, 8))),
         Struct("gap", 192, (Member("a", 1, 0), Member("b", 1, 512), Member("c", 2, 1024))),
         Struct("wide_gap", 8192, (Member("a", 1, 0), Member("b", 3, 8000 * 8))),
+        Struct("late", 4096, (Member("a", 1, 0, 3), Member("b", 1, 4000 * 8))),
         Struct("bits", 16, (Member("a", 1, 3, 5), Member("b", 1, 8, 24), Member("c", 3, 70, 50))),
         Struct("packed_bits", 6, (Member("a", 1, 0, 24), Member("b", 1, 24, 24))),
         Union("aligned_union", 64, (Member("a", 1, 0), Member("g", 3, 0))),
         Union("odd_union", 12, (Member("a", 1, 0), Member("c", 2, 0))),
-        Struct("holds_union", 128, (Member("c", 2, 0), Member("u", 9, 512))),
+        Struct("holds_union", 128, (Member("c", 2, 0), Member("u", 10, 512))),
         Struct("empty", 0, ()),
         Array(1, 1, 0),
-        Struct("flexible", 4, (Member("n", 1, 0), Member("tail", 13, 32))),
+        Struct("flexible", 4, (Member("n", 1, 0), Member("tail", 14, 32))),
         Struct("holds_packed", 12, (Member("i", 1, 0), Member("p", 4, 32))),
         Array(4, 1, 3),
-        Struct("array_of_packed", 16, (Member("c", 2, 0), Member("p", 16, 8))),
+        Struct("array_of_packed", 16, (Member("c", 2, 0), Member("p", 17, 8))),
         Struct("only_padding", 24, ()),
     )
     header = dump_c(btf)
@@ -160,6 +161,7 @@ def test_declarations_read_as_people_write_them() -> None:
         (Struct("", 4, (Member("s", 1, 0),)), Typedef("t", 1)),
         (Int("int", 4, 32), *[Struct("", 4, (Member("", i + 1, 0),)) for i in range(200)], Typedef("t", 201)),
         (Struct("s", 8, (Member("f", 2, 0),)), FuncProto(0, ())),
+        (Struct("", 0, ()), Struct("s", 8, (Member("f", 1, 0, 3),))),
     ],
 )
 def test_types_that_c_cannot_express_are_refused(types: tuple[Type, ...]) -> None:

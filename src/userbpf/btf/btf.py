@@ -387,6 +387,13 @@ class Btf:
             return count * size
         raise BtfError(f"BTF type {start} has more than {MAX_DEPTH} array dimensions")
 
+    def word_of(self, member: Member) -> int:
+        """Bytes of the integer that the bitfield ``member`` is declared with; raises BtfError when it is none."""
+        found = self.resolved(member.type)
+        if not isinstance(found, Int | Enum | Enum64) or found.size not in (1, 2, 4, 8, 16):
+            raise BtfError(f"the bitfield {member.name!r} is no integer")
+        return found.size
+
     def align_of(self, type_id: int) -> int:
         """Natural alignment of a type in bytes, at most 8; a record with misplaced members is packed: 1.
 

@@ -318,7 +318,8 @@ def _field(kind: CoreKind, path: _Path, step: _Step) -> _Value:
         raise BtfError(f"BTF type {step.type} is no record")
     member = record.members[step.index]
     type_id = btf.resolve(member.type)
-    size, bits = btf.size_of(type_id), member.bit_size
+    bits = member.bit_size
+    size = btf.word_of(member) if bits else btf.size_of(type_id)
     offset = path.bit_offset // 8
     if bits:
         offset = offset // size * size

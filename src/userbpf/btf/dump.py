@@ -350,12 +350,13 @@ class _Printer:
 
 def _gap(start: int, end: int, pad: str) -> str:
     """Unnamed bitfields from bit ``start`` to bit ``end``, each inside an aligned word, so that none moves."""
-    if end <= start:
-        return ""
-    if start % 8 == 0 and end - start > BIG_GAP * 8:
-        return f"{pad}unsigned char __pad_{start // 8}[{(end - start) // 8}];\n"
-    lines = []
+    lines: list[str] = []
     while start < end:
+        if start % 8 == 0 and end - start > BIG_GAP * 8:
+            count = (end - start) // 8
+            lines.append(f"{pad}unsigned char __pad_{start // 8}[{count}];\n")
+            start += count * 8
+            continue
         fitting = ((bits, word) for bits, word in _WORDS if start % bits == 0 and start + bits <= end)
         bits, word = next(fitting, (min(8 - start % 8, end - start), "char"))
         lines.append(f"{pad}{word}: {bits};\n")

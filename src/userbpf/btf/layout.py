@@ -91,7 +91,7 @@ class Layout:
         """Could the compiler not have put the member there without ``packed``?"""
         if member.bit_size == 0:
             return member.bit_offset % (align * 8) != 0
-        word = self.btf.size_of(member.type) * 8
+        word = self.btf.word_of(member) * 8
         return member.bit_offset // word != (member.bit_offset + member.bit_size - 1) // word
 
     def natural_offset(self, at: int, member: Member, packed: bool) -> int:
@@ -99,7 +99,7 @@ class Layout:
         if member.bit_size == 0:
             unit = 8 if packed else self.align(member.type) * 8
             return (at + unit - 1) // unit * unit
-        word = self.btf.size_of(member.type) * 8
+        word = self.btf.word_of(member) * 8
         if not packed and at // word != (at + member.bit_size - 1) // word:
             return (at + word - 1) // word * word
         return at
