@@ -51,19 +51,33 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def environment(folder: Path) -> dict[str, str]:
     """As after ``. .venv/bin/activate``: the package that is being tested comes first."""
-    paths = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    beside = Path(sys.executable).parent
+    if not (beside / "userbpf").exists():  # tested from the source tree, not installed
+        python = beside / "python3"
+        beside = folder / ".bin"
+        beside.mkdir(exist_ok=True)
+        for name, module in (("userbpf", "-m userbpf.cli.app"), ("python3", "")):
+            command = beside / name
+            command.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} {module} "$@"\n')
+            command.chmod(0o755)
+    paths = [str(beside), os.environ.get("PATH", "")]
     return {**os.environ, "PATH": os.pathsep.join(paths), "HOME": str(folder), "COLUMNS": "120", "NO_COLOR": "1"}
 
 
 def matches(expected: list[str], actual: list[str]) -> bool:
-    """Whole lines; ``...`` in a line is any text, a line of ``...`` any number of lines."""
+    """Whole lines; ``...`` in a line is any text, a line of ``...`` any number of lines. Columns move with what is
+    in them, so runs of blanks are as one."""
+
+    def squeeze(line: str) -> str:
+        return re.sub(r"[ \t]+", " ", line).strip()
+
     pattern = []
     for line in expected:
         if line.strip() == "...":
             pattern.append(r"(?:[^\n]*\n)*")
         else:
-            pattern.append(".*".join(map(re.escape, line.rstrip().split("..."))) + r"[ \t]*\n")
-    return re.fullmatch("".join(pattern), "".join(line + "\n" for line in actual)) is not None
+            pattern.append(".*".join(map(re.escape, squeeze(line).split("..."))) + r"\n")
+    return re.fullmatch("".join(pattern), "".join(squeeze(line) + "\n" for line in actual)) is not None
 
 
 def commands(block: Block) -> list[tuple[str, list[str]]]:
@@ -81,7 +95,7 @@ def commands(block: Block) -> list[tuple[str, list[str]]]:
 
 def run_console(block: Block, folder: Path) -> None:
     mark = "userbpf-docs-command-ends"
-    script = ["trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT", "set -e"]
+    script = ["trap 'for job in $(jobs -p); do kill $job; done 2>/dev/null || true; wait || true' EXIT", "set -e"]
     steps = commands(block)
     for command, _ in steps:
         if command.startswith("make"):
@@ -154,5 +168,6 @@ def test_code_blocks_of_the_page_do_what_it_says(page: Path, tmp_path: Path) -> 
 def test_wildcards_match_text_and_lines() -> None:
     assert matches(["a ... c", "...", "end"], ["a b c", "x", "y", "end"])
     assert matches(["...", "end"], ["end"])
+    assert matches(["name  ... hits"], ["name        x       hits"])
     assert not matches(["a ... c"], ["a b d"])
     assert not matches(["a"], ["a", "b"])

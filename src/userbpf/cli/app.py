@@ -85,7 +85,8 @@ def options(
 def _fail(text: str, status: int) -> NoReturn:
     if _wants_traceback:
         traceback.print_exc()
-    print(f"error: {text}", file=sys.stderr)
+    # A verifier's diagnosis is a page of its own, which begins with its code: error[null-deref].
+    print(text if text.startswith("error[") else f"error: {text}", file=sys.stderr)
     raise SystemExit(status)
 
 
