@@ -193,7 +193,10 @@ UB_EXPORT int ub_map_next_key(const struct ub_map_def *def, uint8_t *base, const
     return 0;
 }
 
-/* All elements of one bucket, as they were at one moment: their number, -ENOSPC when they are too many. */
+/*
+ * All elements of one bucket, as they were at one moment: their number, -ENOSPC when they are more than `room`,
+ * -EFAULT when the chain is a circle (somebody has written into the map). keys NULL: only counts.
+ */
 static int64_t bucket_dump(const struct ub_map_def *def, uint8_t *base, uint32_t bucket, uint8_t *keys,
                            uint8_t *values, uint64_t room)
 {
@@ -207,14 +210,16 @@ static int64_t bucket_dump(const struct ub_map_def *def, uint8_t *base, uint32_t
         if (err)
             return err;
         link = ub_load_acquire(ub_head(def, base, bucket));
-        for (n = 0; (e = ub_elem(def, base, link)) != NULL && n <= room && n < UB_WALK_LIMIT; n++) {
-            if (n < room) {
+        for (n = 0; (e = ub_elem(def, base, link)) != NULL && n <= room && n <= ub_walk_limit(def); n++) {
+            if (keys && n < room) {
                 ub_copy_out(keys + n * def->key_size, ub_elem_key(e), def->key_size);
                 value_copy(def, base, link - 1, values + n * value_bytes);
             }
             link = ub_load_acquire(&e->next);
         }
     } while (!stable_end(&s));
+    if (n > ub_walk_limit(def))
+        return -UB_EFAULT;
     return n <= room ? (int64_t)n : -UB_ENOSPC;
 }
 
@@ -248,7 +253,7 @@ UB_EXPORT int64_t ub_map_dump(const struct ub_map_def *def, uint8_t *base, uint6
     return (int64_t)n;
 }
 
-/* Number of entries of a hash; of an array, its size. */
+/* Number of entries of a hash; of an array, its size. -EFAULT: the chains of the hash are corrupted. */
 UB_EXPORT int64_t ub_map_count(const struct ub_map_def *def, uint8_t *base)
 {
     int64_t n = 0;
@@ -256,10 +261,13 @@ UB_EXPORT int64_t ub_map_count(const struct ub_map_def *def, uint8_t *base)
     if (!is_hash(def))
         return is_array(def) ? def->max_entries : 0;
     for (uint32_t bucket = 0; bucket < def->n_buckets; bucket++) {
-        uint32_t link = ub_load_acquire(ub_head(def, base, bucket));
-        struct ub_elem *e;
-        for (uint32_t i = 0; i < UB_WALK_LIMIT && (e = ub_elem(def, base, link)) != NULL; i++, n++)
-            link = ub_load_acquire(&e->next);
+        int64_t got;
+        if (ub_load(ub_head(def, base, bucket)) == 0)
+            continue;
+        got = bucket_dump(def, base, bucket, NULL, NULL, UINT64_MAX);
+        if (got < 0)
+            return got;
+        n += got;
     }
     return n;
 }

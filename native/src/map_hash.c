@@ -33,7 +33,7 @@ static uint32_t *chain_find(const struct ub_map_def *def, uint8_t *base, uint32_
 {
     uint32_t *at = ub_head(def, base, bucket);
 
-    for (uint32_t i = 0; i < UB_WALK_LIMIT; i++) {
+    for (uint32_t i = 0; i <= ub_walk_limit(def); i++) {
         uint32_t here = ub_load(at);
         struct ub_elem *e = ub_elem(def, base, here);
         if (here == link)
@@ -234,7 +234,7 @@ UB_INLINE uint32_t *locked_find(const struct ub_map_def *def, uint8_t *base, uin
     uint32_t *at = ub_head(def, base, bucket);
 
     *found = 0;
-    for (uint32_t i = 0; i < UB_WALK_LIMIT; i++) {
+    for (uint32_t i = 0; i < ub_walk_limit(def); i++) {
         struct ub_elem *e = ub_elem(def, base, ub_load(at));
         if (e == NULL)
             break;
@@ -309,7 +309,7 @@ UB_OUTLINE uint32_t ub_hash_find_slow(const struct ub_map_def *def, uint8_t *bas
     for (uint32_t i = 0;; i++) {
         uint32_t before = ub_load_acquire(&stripe->seq);
         int whole;
-        uint32_t link = ub_walk(def, base, bucket, key, UB_WALK_LIMIT, &whole);
+        uint32_t link = ub_walk(def, base, bucket, key, ub_walk_limit(def) + 1, &whole);
 
         if (link)
             return link;

@@ -10,7 +10,7 @@
 
 #include "ub_lock.h"
 
-#define UB_WALK_LIMIT (1u << 20) /* steps: a chain of a map that works is a hundred thousand times shorter */
+#define UB_WALK_LIMIT (1u << 20) /* a chain of a map that works is a hundred thousand times shorter */
 #define UB_WALK_INLINE 16        /* steps before the walk goes on out of line */
 
 UB_INLINE uint64_t ub_mix(uint64_t a, uint64_t b)
@@ -43,6 +43,12 @@ UB_INLINE uint32_t ub_bucket(const struct ub_map_def *def, const void *key)
 {
     uint64_t h = ub_hash(def, key);
     return (uint32_t)(h ^ h >> 32) & (def->n_buckets - 1);
+}
+
+/* Steps of a walk: no chain is longer than this, whatever its links say. */
+UB_INLINE uint32_t ub_walk_limit(const struct ub_map_def *def)
+{
+    return ub_min(def->n_elems, UB_WALK_LIMIT);
 }
 
 UB_INLINE uint32_t ub_n_stripes(const struct ub_map_def *def)

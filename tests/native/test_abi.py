@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from userbpf.errors import MapError
 from userbpf.native import abi, agent_object, geometry, runtime_bitcode
 from userbpf.native.cpus import parse_cpu_list
@@ -117,6 +118,7 @@ def test_agent_is_one_relocatable_object_without_undefined_symbols_of_a_libc() -
 
 def test_library_needs_no_libc() -> None:
     from elftools.elf.elffile import ELFFile
+
     from userbpf.native.library import PATH
 
     with PATH.open("rb") as file:

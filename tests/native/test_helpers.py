@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from ctypes import byref, c_uint64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import pytest
+
 from userbpf.maps import Map
 from userbpf.native import library, possible_cpus
 from userbpf.native.abi import Run, Trace
@@ -18,6 +20,7 @@ from userbpf.tables.maps import MapType
 
 EFAULT, EINVAL, E2BIG, ENOENT, EAGAIN, ENOSPC, EOPNOTSUPP = 14, 22, 7, 2, 11, 28, 95
 BAD = 0x10
+COMM = Path("/proc/thread-self/comm")
 
 
 def call(name: str, *arguments: Any, pointer: bool = False) -> int:
@@ -78,7 +81,7 @@ def test_trace_printk_formats_as_the_kernel(
     head = Trace.from_buffer_copy(record)
     assert record[ctypes.sizeof(Trace) :] == expected
     assert (head.len, head.pid, head.tid) == (len(expected), os.getpid(), threading.get_native_id())
-    assert head.comm.decode() == open("/proc/thread-self/comm").read().strip()
+    assert head.comm.decode() == COMM.read_text().strip()
     assert abs(time.monotonic_ns() - head.ktime) < 60_000_000_000
 
 
@@ -154,7 +157,7 @@ def test_identity_follows_threads_and_forks(run: Run) -> None:
 
 
 def test_comm_fills_the_buffer_and_ends_with_nul(run: Run) -> None:
-    name = open("/proc/thread-self/comm").read().strip().encode()
+    name = COMM.read_text().strip().encode()
     for size in (16, 4, 32, 1):
         out = ctypes.create_string_buffer(b"x" * 40)
         assert call("get_current_comm", byref(run), out, size) == 0

@@ -45,6 +45,10 @@ class EventReader:
         self._finished = True
         self._wake()
 
+    def restart(self) -> None:
+        """Undoes :meth:`finish`: programs write events again."""
+        self._finished = self._closed
+
     def close(self) -> None:
         """Ends all waiting, and returns when nobody touches the memory any more."""
         self._closed = self._finished = True

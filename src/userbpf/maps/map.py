@@ -298,7 +298,10 @@ class Map(MutableMapping[Any, Any]):
     def __len__(self) -> int:
         if self._reader is not None:
             raise self._error(errno.EOPNOTSUPP, "the length")
-        return int(library().raw.ub_map_count(self._ref, self._base(MapFlag(0))))
+        count = int(library().raw.ub_map_count(self._ref, self._base(MapFlag(0))))
+        if count < 0:
+            raise self._error(-count, "counting the entries")
+        return count
 
     def __bool__(self) -> bool:
         return True
@@ -395,9 +398,9 @@ class Map(MutableMapping[Any, Any]):
         if d.type in PERCPU:
             shape = (d.n_cpus, d.max_entries)
             strides = ((d.max_entries * d.value_stride + 63) // 64 * 64, d.value_stride)
-        array: NDArray[Any] = np.ndarray(
-            shape, item, buffer=self._memory.view(d.data_off, d.size - d.data_off), strides=strides
-        )
+        # frombuffer() keeps the memory mapped; ndarray(buffer=…) alone would not
+        memory = np.frombuffer(self._memory.view(d.data_off, d.size - d.data_off), np.uint8)
+        array: NDArray[Any] = np.ndarray(shape, item, buffer=memory, strides=strides)
         if self.frozen or d.flags & MapFlag.RDONLY:
             array.flags.writeable = False
         return array
