@@ -28,4 +28,3 @@ class Oracle:
             return False, lines[-1] if lines else str(error)
         loaded.close()
         return True, ""
-

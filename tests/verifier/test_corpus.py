@@ -7,12 +7,15 @@ from corpus import CASES, Case
 from kernel_oracle import Oracle
 
 from userbpf.errors import VerifierError
-from userbpf.verifier import RejectedError, Verified, verify
+from userbpf.verifier import Limits, RejectedError, Verified, verify
+
+LIMITS = Limits(visited=20_000)
+"""Small, so that the program that is too complex is quick to be so."""
 
 
 def verdict(case: Case) -> str:
     try:
-        result = verify(case.program())
+        result = verify(case.program(), limits=LIMITS)
     except RejectedError as error:
         assert isinstance(error, VerifierError)
         text = str(error)

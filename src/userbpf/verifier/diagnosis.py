@@ -28,10 +28,18 @@ __all__ = ["Diagnosis", "PathStep", "Reject", "RejectedError", "expression_span"
 
 
 class Reject(Exception):
-    """A rule is broken. ``reg``: the register that it is about, so that its origin can be shown."""
+    """A rule is broken. ``reg``: the register that it is about, so that its origin can be shown; ``since``: an
+    earlier instruction that belongs to the story."""
 
     def __init__(
-        self, code: str, message: str, *, known: Sequence[str] = (), help: str | None = None, reg: int | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        known: Sequence[str] = (),
+        help: str | None = None,
+        reg: int | None = None,
+        since: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -39,20 +47,23 @@ class Reject(Exception):
         self.known = tuple(known)
         self.help = help
         self.reg = reg
+        self.since = since
 
 
 @dataclass(frozen=True, slots=True)
 class PathStep:
-    """A branch on the way to the rejection, oldest first."""
+    """A branch on the way to the rejection, oldest first; ``times`` in a row."""
 
     insn: int
     taken: bool
     where: str
     text: str
+    times: int = 1
 
     def __str__(self) -> str:
         outcome = "jump taken" if self.taken else "jump not taken"
-        return f"{self.where}: {self.text} ({outcome} at instruction {self.insn})"
+        again = f", {self.times} times" if self.times > 1 else ""
+        return f"{self.where}: {self.text} ({outcome} at instruction {self.insn}{again})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +148,21 @@ def line_at(lines: Sequence[LineInfo], insn: int) -> LineInfo | None:
 
 
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d\w*|\S")
-_OPEN = {"(": ")", "[": "]", "{": "}"}
+_OPEN = "([{"
+_OPERATORS = "=+-/%&|^<>!?:"
 
 
 def expression_span(text: str, column: int) -> tuple[int, int]:
     """Start and end (0-based) of the expression that starts at the 1-based ``column`` of a source line.
 
-    A name with what follows it directly: calls, subscripts, members. Otherwise a single token, or the first word
-    of the line when the compiler gave no column.
+    A name with what follows it directly: calls, subscripts, members. The whole statement when the column is that
+    of an operator (so the compiler marks assignments) or there is none. Otherwise a single token.
     """
     start = column - 1
-    if not 0 <= start < len(text) or text[start].isspace():
-        stripped = len(text) - len(text.lstrip())
-        return stripped, len(text.rstrip().rstrip(";{")) or stripped + 1
+    if not 0 <= start < len(text) or text[start].isspace() or text[start] in _OPERATORS:
+        first = len(text) - len(text.lstrip())
+        end = text.find(";", max(start, first))
+        return first, end if end > first else max(len(text.rstrip().rstrip("{").rstrip()), first + 1)
     match = _TOKEN.match(text, start)
     end = match.end() if match else start + 1
     if match and text[start] in _OPEN:

@@ -256,7 +256,8 @@ class Walk:
                 _, index = state.refs[0]
                 raise Reject(
                     "unreleased-ref",
-                    f"the program ends without giving back the record that instruction {index} reserved",
+                    "the program ends without giving back a record that it reserved",
+                    since=index,
                 )
             return -1
         value = env.regs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from userbpf.errors import IsaError
@@ -36,14 +37,18 @@ if TYPE_CHECKING:
 __all__ = ["rejected"]
 
 _PATH_STEPS = 8
-_HISTORY = 100_000
+_HISTORY = 20_000
 
 
 def rejected(program: Program, error: Reject, insn: int, env: Env | None) -> RejectedError:
     """The error to raise for a rule broken at instruction ``insn``; ``env`` is None before the walk."""
     known = list(error.known)
     path: tuple[PathStep, ...] = ()
+    if error.since is not None:
+        known.append(f"it was reserved at instruction {error.since}{_source(program, error.since)}")
     if env is not None:
+        if error.code == "too-complex":
+            insn = _busiest(env, insn, known)
         if error.reg is not None and error.reg != 10:
             origin = _origin(env, error.reg, env.state.history)
             if origin is not None:
@@ -97,15 +102,41 @@ def _origin(env: Env, reg: int, node: History | None) -> str | None:
             if depth < 0:
                 return None
         if depth == 0 and _writes(insn, reg):
-            line = line_at(env.program.lines, node[1])
-            where = f"{_where(line)}: {line.text.strip()}" if line is not None else _text(env.program, node[1])
-            return f"r{reg} was set at instruction {node[1]}, {where}"
+            return f"r{reg} was set at instruction {node[1]}{_source(env.program, node[1])}"
         node = node[0]
     return None
 
 
+def _busiest(env: Env, insn: int, known: list[str]) -> int:
+    """The branch that the paths went through most often of late: the loop that makes the program too complex."""
+    counts: dict[int, int] = {}
+    node = env.state.history
+    length = 0
+    while node is not None and length < _HISTORY:
+        if _is_branch(env.insns[node[1]]):
+            counts[node[1]] = counts.get(node[1], 0) + 1
+        node = node[0]
+        length += 1
+    if not counts:
+        return insn
+    branch = max(counts, key=lambda index: counts[index])
+    known.append(f"this branch was walked {counts[branch]} times in the last {length} instructions of this path")
+    return branch
+
+
+def _is_branch(insn: Insn) -> bool:
+    return insn.op & 7 in (BPF_JMP, BPF_JMP32) and insn.op not in (CALL, CALLX, EXIT, JA, JA32)
+
+
+def _source(program: Program, insn: int) -> str:
+    """``: file:line: text`` of an instruction, or the instruction itself."""
+    line = line_at(program.lines, insn)
+    return f", {_where(line)}: {line.text.strip()}" if line is not None else f": {_text(program, insn)}"
+
+
 def _where(line: LineInfo) -> str:
-    return f"{line.file}:{line.line}"
+    """The file without its folders: the diagnosis has named it in full."""
+    return f"{line.file.rpartition('/')[2]}:{line.line}"
 
 
 def _path(program: Program, node: History | None, later: int) -> tuple[PathStep, ...]:
@@ -116,11 +147,15 @@ def _path(program: Program, node: History | None, later: int) -> tuple[PathStep,
             break
         index = node[1]
         insn = program.insns[index]
-        if insn.op & 7 in (BPF_JMP, BPF_JMP32) and insn.op not in (CALL, CALLX, EXIT, JA, JA32):
+        if _is_branch(insn):
             line = line_at(program.lines, index)
             where = _where(line) if line is not None else program.name
             text = line.text.strip() if line is not None and line.text.strip() else _text(program, index)
-            steps.append(PathStep(index, later != index + 1, where, text))
+            step = PathStep(index, later != index + 1, where, text)
+            if steps and replace(steps[-1], times=1) == step:
+                steps[-1] = replace(step, times=steps[-1].times + 1)
+            else:
+                steps.append(step)
         later = index
         node = node[0]
     return tuple(reversed(steps))
