@@ -18,6 +18,7 @@ from userbpf.native.abi import Event
 __all__ = ["EventReader"]
 
 _BATCH: Final = 256 << 10
+_LONGEST_WAIT_NS: Final = 500_000_000
 
 
 class EventReader:
@@ -77,8 +78,14 @@ class EventReader:
                 left = -1 if deadline is None else int((deadline - time.monotonic()) * 1e9)
                 if events or self._finished or (deadline is not None and left <= 0):
                     return events
-                # A signal's Python handler runs when this returns with EINTR, and may raise KeyboardInterrupt.
-                library().raw.ub_map_wait(ctypes.byref(self._memory.definition), self._memory.address, since, left)
+                # A signal's Python handler runs when this returns. One that comes just before the wait begins does
+                # not end it, so none is longer than _LONGEST_WAIT_NS.
+                library().raw.ub_map_wait(
+                    ctypes.byref(self._memory.definition),
+                    self._memory.address,
+                    since,
+                    _LONGEST_WAIT_NS if left < 0 else min(left, _LONGEST_WAIT_NS),
+                )
 
     def __iter__(self) -> Iterator[Any]:
         """Every event, waiting for the next one; ends after ``finish`` or ``close``."""
