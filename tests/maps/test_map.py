@@ -245,7 +245,8 @@ def test_ctrl_c_ends_a_wait() -> None:
     program = (
         "import sys\nfrom userbpf.maps import Map\n"
         "m = Map.create('e', 27, 0, 0, 4096)\n"
-        "try:\n    print('ready', flush=True)\n    for event in m: pass\nexcept KeyboardInterrupt:\n    m.close(); print('interrupted')\n"
+        "try:\n    print('ready', flush=True)\n    for event in m: pass\n"
+        "except KeyboardInterrupt:\n    m.close(); print('interrupted')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
