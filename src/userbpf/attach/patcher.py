@@ -2,20 +2,21 @@
 
 A patch replaces bytes that threads may be executing. While all are stopped, each thread's position decides: inside the
 patched bytes it is moved to the same instruction in the trampoline, and back when the patch goes. What a signal
-handler will return to, or what a hook on its way will, lies on the stacks: they are searched for such addresses, and
-while one is found the target runs on and is stopped again a little later.
+handler will return to lies on the stacks: they are searched (see stacks.py), and while a thread is in the way the
+target runs on and is stopped again a little later.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from userbpf.attach.injector import Injector, Region
 from userbpf.attach.relocate_x86 import Place
 from userbpf.attach.site import who_patched
+from userbpf.attach.stacks import hits, read_stacks
 from userbpf.attach.trampoline import Patch, Write
 from userbpf.errors import AttachError, ProcessError
 from userbpf.errors import Place as ErrorPlace
@@ -23,7 +24,6 @@ from userbpf.process import Mapping, Process, ProcessExitedError, Registers, Sto
 
 __all__ = ["RemoveReport", "StopReport", "apply", "remove"]
 
-_STACK_BYTES: Final = 256 * 1024
 _SYSCALL_SIZE: Final = 2
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
@@ -58,39 +58,20 @@ class _Busy(Exception):
     """A thread is at a place where it cannot be helped; its message says where."""
 
 
-def _stacks(stopped: Stopped, mappings: Sequence[Mapping]) -> list[tuple[int, int]]:
-    """(address, size) of the used part of every thread's stack, at most _STACK_BYTES each."""
-    out = []
-    for regs in stopped.threads.values():
-        start = regs.sp & -8
-        mapping = next((m for m in mappings if start in m), None)
-        if mapping is not None and mapping.readable:
-            out.append((start, min(_STACK_BYTES, mapping.end - start)))
-    return out
-
-
-def _find_word(stacks: Iterable[bytes], wanted: Callable[[memoryview], int | None]) -> int | None:
-    for stack in stacks:
-        found = wanted(memoryview(stack[: len(stack) & -8]).cast("Q"))
-        if found is not None:
-            return found
-    return None
-
-
-def _any_of(addresses: Collection[int]) -> Callable[[memoryview], int | None]:
-    members = frozenset(addresses)
-    return lambda words: None if members.isdisjoint(words) else next(w for w in words if w in members)
-
-
-def _any_within(regions: Sequence[Region]) -> Callable[[memoryview], int | None]:
-    spans = [(r.addr, r.addr + r.code_size) for r in regions if r.code_size]
-    low, high = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
-    return lambda words: next((w for w in words if low <= w < high and any(s <= w < e for s, e in spans)), None)
-
-
 def _inside(patches: Iterable[Patch]) -> dict[int, Patch]:
     """Every address strictly inside patched bytes."""
     return {addr: p for p in patches for addr in range(p.plan.addr + 1, p.plan.addr + p.plan.size)}
+
+
+def _merge(addresses: Sequence[int]) -> list[tuple[int, int]]:
+    """Sorted addresses as half-open ranges."""
+    spans: list[tuple[int, int]] = []
+    for addr in addresses:
+        if spans and spans[-1][1] == addr:
+            spans[-1] = (spans[-1][0], addr + 1)
+        else:
+            spans.append((addr, addr + 1))
+    return spans
 
 
 def _check_overlaps(patches: Sequence[Patch]) -> None:
@@ -164,7 +145,7 @@ def apply(process: Process, patches: Sequence[Patch], *, timeout: float = 2.0) -
     report = StopReport()
     inside = _inside(patches)
     behind = [a + _SYSCALL_SIZE for a in inside]
-    wanted = _any_of(inside)
+    spans = _merge(sorted(inside))
     writes = [write for patch in patches for write in patch.writes]
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
@@ -181,10 +162,10 @@ def apply(process: Process, patches: Sequence[Patch], *, timeout: float = 2.0) -
             try:
                 near = any(r.ip in inside or r.ip in behind for r in stopped.threads.values())
                 moves = _move_in(stopped, inside, patches) if near else {}
-                stacks = process.read_many(_stacks(stopped, process.mappings()))
-                word = _find_word(stacks, wanted)
-                if word is not None:
-                    raise _Busy(f"a signal handler will return to {word:#x}, inside the bytes to be patched")
+                for stack in read_stacks(stopped, process.mappings()):
+                    for hit in hits(stack.data, spans):
+                        if hit.framed:
+                            raise _Busy(f"a signal handler will return to {hit.value:#x}, inside the patched bytes")
                 _write_all(process, writes, arm=True)
                 for tid, regs in moves.items():
                     stopped.set_registers(tid, regs)
@@ -232,9 +213,9 @@ def remove(
     """Restore the original bytes and, as soon as no thread needs them, give all regions of ``injector`` back.
 
     The bytes are restored in the first stop. before_scan is called in every stop before the threads are looked at:
-    it takes what refers to our code off the stacks (return probes), and may add regions. timeout: how long to wait for
-    threads that are still in our code or will return to it; then their regions stay mapped and the report says so. A
-    process that has ended is no error.
+    it takes what refers to our code off the stacks, which is a must where return probes were armed, and may add
+    regions. timeout: how long to wait for threads that are still in our code or will return to it; then their regions
+    stay mapped and the report says so. A process that has ended is no error.
     """
     report = RemoveReport()
     deadline = time.monotonic() + timeout
@@ -271,10 +252,20 @@ def remove(
 
 def _may_unmap(stopped: Stopped, patches: Sequence[Patch], injector: Injector) -> bool:
     """True when no thread is in our code, nor will return to it; threads in trampolines are moved out."""
-    if not any(r.code_size for r in injector.regions):
+    code = [(r.addr, r.addr + r.code_size) for r in injector.regions if r.code_size]
+    if not code:
         return True
     if not _move_out(stopped, patches, injector.regions):
         return False
-    process = stopped.process
-    stacks = process.read_many(_stacks(stopped, process.mappings()))
-    return _find_word(stacks, _any_within(injector.regions)) is None
+    mappings = stopped.process.mappings()
+    vdso = [(m.start, m.end) for m in mappings if m.path == "[vdso]"]
+    for stack in read_stacks(stopped, mappings):
+        found = list(hits(stack.data, code))
+        if any(hit.framed for hit in found):
+            return False
+        if not found or not vdso:
+            continue
+        (low, high) = vdso[0]
+        if low <= stack.regs.ip < high or any(hit.framed for hit in hits(stack.data, vdso)):
+            return False
+    return True

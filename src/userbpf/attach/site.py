@@ -6,7 +6,7 @@ are compared with it, so other patchers are seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +47,12 @@ class SitePlan:
     @property
     def size(self) -> int:
         return len(self.original)
+
+    @property
+    def patched(self) -> list[int]:
+        """Every address whose byte the patch changes."""
+        island = range(self.island, self.island + JUMP_SIZE) if self.island is not None else range(0)
+        return [*range(self.addr, self.addr + self.size), *island]
 
     @property
     def resume(self) -> int:
@@ -192,9 +198,10 @@ class _Planner:
     def _file(self, start: int, end: int) -> bytes:
         return self.module.elf.read(self.module.vaddr(start), end - start)
 
-    def island(self) -> int | None:
+    def island(self, beside: Sequence[SitePlan]) -> int | None:
         """Five bytes of padding between two functions that a 2-byte jump at the site reaches."""
         elf = self.module.elf
+        used = {place for plan in beside for place in plan.patched}
         low = self.module.vaddr(self.addr) + _SHORT_JUMP_SIZE - 128
         high = low + 255
         for start in elf.starts:
@@ -205,11 +212,14 @@ class _Planner:
             end = self._padding_before(start)
             if end is None:
                 continue
-            place = max(end, low)
-            if place + JUMP_SIZE > start or place > high:
-                continue
-            # The jump may begin anywhere in padding: nothing runs through it.
+            # Nothing runs through padding, so the jump may begin anywhere in it. Its end is taken, because a patch of
+            # the short function before it may use its start.
+            place = min(start - JUMP_SIZE, high)
             addr = self.module.addr(place)
+            while place >= max(end, low) and not used.isdisjoint(range(addr, addr + JUMP_SIZE)):
+                place, addr = place - 1, addr - 1
+            if place < max(end, low):
+                continue
             if self.process.read(addr, JUMP_SIZE) == elf.read(place, JUMP_SIZE):
                 return addr
         return None
@@ -236,10 +246,18 @@ class _Planner:
             raise self.refuse(who_patched(mappings, self.addr, live), "detach the other tool first")
 
 
-def plan_site(process: Process, module: Module, addr: int, function: Function | None = None) -> SitePlan:
+def plan_site(
+    process: Process,
+    module: Module,
+    addr: int,
+    function: Function | None = None,
+    *,
+    beside: Sequence[SitePlan] = (),
+) -> SitePlan:
     """How the instruction at ``addr`` of ``module`` can be probed. :class:`AttachError` says why it cannot.
 
-    function: the function it belongs to, when the caller knows it; else it is looked up. A function's entry is taken
+    function: the function it belongs to, when the caller knows it; else it is looked up. beside: plans that will be
+    applied together with this one, whose padding it must not use. A function's entry is taken
     to be free of jump-table targets in its first bytes; at any other instruction a function with an indirect jump is
     refused, because the targets cannot be known. Exception landing pads are not looked at.
     """
@@ -263,11 +281,10 @@ def plan_site(process: Process, module: Module, addr: int, function: Function | 
     if problem:
         short, short_problem = planner.cover(insns, _SHORT_JUMP_SIZE)
         planner.check_live(mappings, min(JUMP_SIZE, taken[-1].end - addr))
-        island = planner.island() if not short_problem else None
+        island = planner.island(beside) if not short_problem else None
         if island is None:
-            raise planner.refuse(
-                f"{problem}, and there is no room for a short jump either", "probe its caller, or another instruction"
-            )
+            reason = short_problem or f"{problem}, and there is no room for a short jump either"
+            raise planner.refuse(reason, "probe its caller, or another instruction")
         taken = short
     size = JUMP_SIZE if island is None else _SHORT_JUMP_SIZE
     planner.check_live(mappings, max(size, taken[-1].end - addr))

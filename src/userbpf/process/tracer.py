@@ -21,6 +21,7 @@ import errno
 import os
 import queue
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -144,9 +145,11 @@ class Tracer:
     def wait(tid: int, deadline: float) -> int:
         """Wait for the next stop: signal number | event << 8. Raises Gone, TimeoutError.
 
-        The end of a thread is only looked at, never collected: that is the business of its parent.
+        The end of a thread is only looked at, never collected: that is the business of its parent. A stop that another
+        thread of this process has collected (Popen.poll() of a child that is traced) is asked for again.
         """
         tries = 0
+        taken = False
         while True:
             try:
                 info = os.waitid(os.P_PID, tid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | psys.WALL)
@@ -162,11 +165,27 @@ class Tracer:
             # behind the target's own threads when they are let go, one stopped and the next not yet.
             if tries <= _SPINS:
                 continue
-            if thread_state(tid) in "ZX":
+            state = thread_state(tid)
+            if state in "ZX":
                 raise Gone
+            if state == "t" and taken:
+                return Tracer._stop_status(tid)
+            taken = state == "t"
             if time.monotonic() > deadline:
                 raise TimeoutError
             time.sleep(min(0.002, 0.00005 * (tries - _SPINS)))
+
+    @staticmethod
+    def _stop_status(tid: int) -> int:
+        info = ctypes.create_string_buffer(128)
+        try:
+            psys.ptrace(psys.PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info))
+        except ProcessLookupError:
+            raise Gone from None
+        number, _, code = struct.unpack_from("<iii", info)
+        if code >> 8 == psys.PTRACE_EVENT_STOP or code == _SYSCALL_TRAP:
+            return int(code)
+        return int(number)
 
     def settle(self, tid: int, deadline: float) -> None:
         """Bring a thread that has been interrupted to a PTRACE_EVENT_STOP, with no signal lost and none delivered."""
