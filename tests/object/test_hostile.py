@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from userbpf.btf import Btf
-from userbpf.errors import UserBpfError
-from userbpf.object import Kernel, Object
+from userbpf.errors import ObjectError, UserBpfError
+from userbpf.object import Kernel, Object, linker
 
 SOURCE = """
 struct key { u32 pid; char comm[16]; };
@@ -101,3 +101,28 @@ def test_flipped_bytes_of_foreign_objects(foreign: dict[str, bytes], vmlinux: Bt
         data = bytearray(rng.choice(small))
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         survives(bytes(data))
+
+
+def test_programs_that_multiply_are_refused(bpf_cc: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small programs that share one large subprogram would fill memory: the total is bounded."""
+    programs = "".join(f'SEC("uprobe") int p{i}(void *c) {{ return big({i}); }}' for i in range(8))
+    source = "volatile int v; static noinline int big(int x) {" + "v += x;" * 100 + "return v; }" + programs
+    monkeypatch.setattr(linker, "MAX_TOTAL", 1500)
+    obj = Object.parse(bpf_cc(source), name="x.o")
+    assert obj.programs and obj.errors
+    assert all("together exceed 1500" in error.message for error in obj.errors.values())
+
+
+def test_overlapping_functions_are_refused(good: bytes) -> None:
+    data = bytearray(good)
+    (table,), (count,) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<H", data, 60)
+    symtab = next(at for at in range(table, table + 64 * count, 64) if struct.unpack_from("<I", data, at + 4)[0] == 2)
+    start, size = struct.unpack_from("<QQ", data, symtab + 24)
+    functions: dict[int, list[int]] = {}
+    for at in range(start, start + size, 24):
+        if data[at + 4] & 15 == 2:
+            functions.setdefault(struct.unpack_from("<H", data, at + 6)[0], []).append(at)
+    first = min(next(found for found in functions.values() if len(found) > 1), key=lambda at: data[at + 8])
+    struct.pack_into("<Q", data, first + 16, struct.unpack_from("<Q", data, first + 16)[0] + 8)
+    with pytest.raises(ObjectError, match="overlap"):
+        Object.parse(bytes(data), name="hostile.o")

@@ -120,3 +120,24 @@ def test_btf_maps_without_btf_say_what_to_do(bpf_cc: Compile) -> None:
     data = bpf_cc('struct { __uint(type, 1); } m SEC(".maps");' + NOTHING, "-g0")
     with pytest.raises(ObjectError, match="has no BTF"):
         Object.parse(data, name="x.o")
+
+
+def test_struct_ops_variables_are_maps_that_name_their_programs(bpf_cc: Compile) -> None:
+    data = bpf_cc(
+        """
+        struct ops { int (*init)(void *); u32 flags; int (*run)(void *); };
+        SEC("struct_ops/first") int first(void *c) { return 1; }
+        SEC("struct_ops/second") int second(void *c) { return 2; }
+        struct ops table SEC(".struct_ops") = { .init = first, .flags = 9, .run = second };
+        """
+    )
+    obj = Object.parse(data, name="x.o")
+    spec = obj.maps["table"]
+    assert (spec.type, spec.value_size, spec.values) == (
+        MapType.STRUCT_OPS,
+        24,
+        (Initialiser(0, "first", "prog"), Initialiser(16, "second", "prog")),
+    )
+    assert spec.btf is not None and spec.initial is not None
+    assert Decoder(spec.btf, spec.value_btf).decode(spec.initial) == {"init": 0, "flags": 9, "run": 0}
+    assert set(obj.programs) == {"first", "second"}

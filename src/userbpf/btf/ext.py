@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 from userbpf.btf.btf import BTF_MAGIC, Btf
 from userbpf.errors import BtfError
@@ -67,9 +68,12 @@ class CoreReloc:
     kind: CoreKind
 
 
+_Record = TypeVar("_Record", FuncRecord, LineRecord, CoreReloc)
+
+
 @dataclass(frozen=True)
 class Ext:
-    """The three tables, each by ELF section name, in file order."""
+    """The three tables, each by ELF section name, in order of offset."""
 
     funcs: dict[str, tuple[FuncRecord, ...]]
     lines: dict[str, tuple[LineRecord, ...]]
@@ -96,16 +100,20 @@ class Ext:
                 raise BtfError(f".BTF.ext {what} [{off}, +{length}] lies outside the section")
             return data[hdr_len + off : hdr_len + off + length]
 
-        funcs: dict[str, tuple[FuncRecord, ...]] = {}
+        funcs: dict[str, list[FuncRecord]] = {}
         for section, rows in _sections(area("func_info", func_off, func_len), 8, btf):
-            funcs[section] = funcs.get(section, ()) + tuple(FuncRecord(row[0], row[1]) for row in rows)
-        lines: dict[str, tuple[LineRecord, ...]] = {}
+            funcs.setdefault(section, []).extend(FuncRecord(row[0], row[1]) for row in rows)
+        lines: dict[str, list[LineRecord]] = {}
         for section, rows in _sections(area("line_info", line_off, line_len), 16, btf):
-            lines[section] = lines.get(section, ()) + tuple(_line(row, btf) for row in rows)
-        core: dict[str, tuple[CoreReloc, ...]] = {}
+            lines.setdefault(section, []).extend(_line(row, btf) for row in rows)
+        core: dict[str, list[CoreReloc]] = {}
         for section, rows in _sections(area("core_relo", core_off, core_len), 16, btf):
-            core[section] = core.get(section, ()) + tuple(_core(row, btf) for row in rows)
-        return cls(funcs, lines, core)
+            core.setdefault(section, []).extend(_core(row, btf) for row in rows)
+        return cls(_in_order(funcs), _in_order(lines), _in_order(core))
+
+
+def _in_order(table: dict[str, list[_Record]]) -> dict[str, tuple[_Record, ...]]:
+    return {section: tuple(sorted(rows, key=lambda row: row.offset)) for section, rows in table.items()}
 
 
 def _line(row: tuple[int, ...], btf: Btf) -> LineRecord:

@@ -5,12 +5,15 @@ As libbpf's ``bpf_object__relocate``: CO-RE first, then data and calls, each sub
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 from userbpf.btf.btf import Btf
 from userbpf.btf.core import Resolver, patch
-from userbpf.btf.ext import CoreReloc, Ext
+from userbpf.btf.ext import Ext
 from userbpf.btf.types import Func, Kind, Linkage
 from userbpf.errors import ObjectError, Place, UserBpfError
 from userbpf.isa import Insn, decode
@@ -34,6 +37,8 @@ __all__ = ["Function", "Linker", "find_functions"]
 
 MAX_INSNS = 1 << 20
 """Slots of one linked program: the kernel's BPF_COMPLEXITY_LIMIT_INSNS."""
+MAX_TOTAL = 1 << 24
+"""Slots of all programs of an object: a small file of many programs may share one large subprogram."""
 CALL = BPF_JMP | BPF_CALL
 
 
@@ -52,10 +57,10 @@ class Function:
 
 @dataclass(frozen=True)
 class _Body:
-    """A function's instructions after CO-RE, and its relocations by slot within it."""
+    """A function's instructions after CO-RE, and the slots that refer elsewhere, with their relocations."""
 
     insns: tuple[Insn, ...]
-    relocs: dict[int, Reloc]
+    references: tuple[tuple[int, Reloc | None], ...]
     failures: dict[int, str]
 
 
@@ -75,9 +80,10 @@ class _Draft:
 def find_functions(elf: ElfObject, btf: Btf | None, ext: Ext | None) -> list[Function]:
     """All functions of executable sections, in order of section and place.
 
-    Raises ObjectError when a symbol does not lie on whole instructions inside its section.
+    Raises ObjectError when a symbol does not lie on whole instructions inside its section, or two overlap.
     """
     found: dict[tuple[int, int], Function] = {}
+    known = {(name, row.offset): row.type_id for name, rows in ext.funcs.items() for row in rows} if ext else {}
     for sym in elf.symbols:
         if sym.kind != "STT_FUNC" or sym.section <= 0 or not elf.sections[sym.section].executable:
             continue
@@ -87,7 +93,7 @@ def find_functions(elf: ElfObject, btf: Btf | None, ext: Ext | None) -> list[Fun
                 f"function {sym.name!r} [{sym.value}, +{sym.size}] is not whole instructions of its section",
                 place=Place(section=sec.name),
             )
-        func_btf = _func_btf(sym, sec, btf, ext)
+        func_btf = known.get((sec.name, sym.value)) or (btf and btf.find(sym.name, Kind.FUNC)) or 0
         is_entry = sym.binding != "STB_LOCAL"
         is_global = is_entry and not sym.hidden
         if btf is not None and func_btf:
@@ -95,15 +101,35 @@ def find_functions(elf: ElfObject, btf: Btf | None, ext: Ext | None) -> list[Fun
             is_global = is_global and isinstance(declared, Func) and declared.linkage == Linkage.GLOBAL
         function = Function(sym.name, sec, sym.value // 8, (sym.value + sym.size) // 8, is_entry, is_global, func_btf)
         found.setdefault((sym.section, function.start), function)
-    return [found[key] for key in sorted(found)]
+    functions = [found[key] for key in sorted(found)]
+    for one, other in pairwise(functions):
+        if one.section is other.section and other.start < one.end:
+            raise ObjectError(
+                f"functions {one.name!r} and {other.name!r} overlap", place=Place(section=one.section.name)
+            )
+    return functions
 
 
-def _func_btf(sym: Sym, sec: Sec, btf: Btf | None, ext: Ext | None) -> int:
-    if ext is not None:
-        for record in ext.funcs.get(sec.name, ()):
-            if record.offset == sym.value:
-                return record.type_id
-    return (btf.find(sym.name, Kind.FUNC) or 0) if btf is not None else 0
+class _Placed(Protocol):
+    """A record at a byte offset of its section."""
+
+    @property
+    def offset(self) -> int: ...
+
+
+_Record = TypeVar("_Record", bound=_Placed)
+
+
+def _between(records: Sequence[_Record], first: int, last: int) -> Sequence[_Record]:
+    """The records (in order of offset) from byte ``first`` up to before ``last``."""
+    low = bisect_left(records, first, key=lambda record: record.offset)
+    return records[low : bisect_left(records, last, key=lambda record: record.offset)]
+
+
+def _slot(offset: int) -> int:
+    if offset % 8:
+        raise ObjectError(f"a relocation at byte {offset} of its function is not at an instruction")
+    return offset // 8
 
 
 class Linker:
@@ -128,6 +154,7 @@ class Linker:
         self._bodies: dict[tuple[int, int], _Body] = {}
         self._target_btf = target_btf
         self._resolver: Resolver | None = None
+        self._total = 0
         self._map_sections = {section for section, _ in maps.places}
         self._globals = {section for (section, _), name in maps.places.items() if maps.maps[name].kind != "map"}
 
@@ -135,14 +162,18 @@ class Linker:
         """The program that starts at ``entry``. Raises UserBpfError with the place of what cannot be linked."""
         draft = _Draft([], {}, [])
         self._place(draft, entry)
+        at_entry = Place(object_name, entry.section.name, entry.name)
         for position, function in enumerate(draft.functions):
             try:
                 self._append(draft, function)
             except UserBpfError as error:
                 inside = function.name if position else None
                 message = f"{error.message} (in {inside})" if inside else error.message
-                place = Place(object_name, function.section.name, entry.name, error.place.insn)
+                place = replace(at_entry, insn=error.place.insn)
                 raise ObjectError(message, place=place, hint=error.hint) from error
+            self._total += function.end - function.start
+            if self._total > MAX_TOTAL:
+                raise ObjectError(f"all programs together exceed {MAX_TOTAL} instructions", place=at_entry)
         subprogs = [
             Subprog(f.name, start, start + f.end - f.start, f.is_global, f.func_btf) for f, start in self._placed(draft)
         ]
@@ -187,10 +218,10 @@ class Linker:
         if self.ext is None:
             return
         for function, start in self._placed(draft):
-            for record in self.ext.lines.get(function.section.name, ()):
-                if function.start * 8 <= record.offset < function.end * 8:
-                    at = record.offset // 8 - function.start + start
-                    yield LineInfo(at, record.file, record.line, record.column, record.text)
+            records = self.ext.lines.get(function.section.name, ())
+            for record in _between(records, function.start * 8, function.end * 8):
+                at = record.offset // 8 - function.start + start
+                yield LineInfo(at, record.file, record.line, record.column, record.text)
 
     # ---- bodies ---------------------------------------------------------------------------------
 
@@ -205,31 +236,25 @@ class Linker:
         first, last = function.start * 8, function.end * 8
         insns = list(decode(function.section.data[first:last]))
         relocs: dict[int, Reloc] = {}
-        for reloc in self.elf.relocs.get(function.section.index, ()):
-            if first <= reloc.offset < last:
-                if reloc.offset % 8:
-                    raise ObjectError(f"relocation at byte {reloc.offset} is not at an instruction")
-                relocs[(reloc.offset - first) // 8] = reloc
+        for reloc in _between(self.elf.relocs.get(function.section.index, ()), first, last):
+            relocs[_slot(reloc.offset - first)] = reloc
         failures: dict[int, str] = {}
-        for reloc_core in self._core_relocs(function.section.name, first, last):
-            index = (reloc_core.offset - first) // 8
+        core = self.ext.core.get(function.section.name, ()) if self.ext is not None else ()
+        for question in _between(core, first, last):
+            index = _slot(question.offset - first)
             try:
-                answer = self._core_resolver().resolve(reloc_core)
+                answer = self._core_resolver().resolve(question)
                 if answer.poison:
                     failures[index] = answer.poison
                 patch(insns, index, answer)
             except UserBpfError as error:
                 raise ObjectError(error.message, place=Place(insn=index), hint=error.hint) from error
-        return _Body(tuple(insns), relocs, failures)
-
-    def _core_relocs(self, section: str, first: int, last: int) -> Iterator[CoreReloc]:
-        if self.ext is None:
-            return
-        for reloc in self.ext.core.get(section, ()):
-            if first <= reloc.offset < last:
-                if reloc.offset % 8:
-                    raise ObjectError(f"CO-RE relocation at byte {reloc.offset} is not at an instruction")
-                yield reloc
+        references = [
+            (index, relocs.get(index))
+            for index, insn in enumerate(insns)
+            if index in relocs or (insn.op == CALL and insn.src == BPF_PSEUDO_CALL)
+        ]
+        return _Body(tuple(insns), tuple(references), failures)
 
     def _core_resolver(self) -> Resolver:
         """Types of the target, else the program's own: then everything is where the compiler put it."""
@@ -247,8 +272,8 @@ class Linker:
         out = draft.insns
         out.extend(body.insns)
         draft.failures.extend(CoreFailure(base + i, reason) for i, reason in sorted(body.failures.items()))
-        for index, insn in enumerate(body.insns):
-            reloc = body.relocs.get(index)
+        for index, reloc in body.references:
+            insn = body.insns[index]
             try:
                 if reloc is not None and insn.op == LDDW and reloc.type == R_BPF_64_64:
                     if index + 1 >= len(body.insns):
