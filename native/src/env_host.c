@@ -135,3 +135,9 @@ UB_EXPORT void ub_library_init(uint32_t owner_tag, uint32_t n_cpus)
     ub_env.owner_tag = owner_tag & 0xfffff;
     ub_env.features = has_rdpid() ? UB_HAS_RDPID : 0;
 }
+
+/* The library's own environment: programs that the controller runs in its own process get a copy. */
+UB_EXPORT const struct ub_env *ub_library_env(void)
+{
+    return &ub_env;
+}

@@ -113,6 +113,9 @@ UB_INLINE uint32_t ub_walk(const struct ub_map_def *def, uint8_t *base, uint32_t
     uint32_t link = ub_load_acquire(ub_head(def, base, bucket));
 
     *whole = 1;
+#if defined(__clang__)
+#pragma clang loop unroll(disable) /* chains are short: code that stays in the cache is worth more */
+#endif
     while (steps-- > 0) {
         struct ub_elem *e = ub_elem(def, base, link);
         if (e == NULL)

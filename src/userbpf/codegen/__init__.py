@@ -3,6 +3,7 @@
 from userbpf.codegen.compiler import TRACE, MapBinding, Request, compile_programs, helpers_of, needs_trace, optimised_ir
 from userbpf.codegen.image import PAGE, CodeImage, Entry, HookKind
 from userbpf.codegen.linker import link
+from userbpf.codegen.local import LocalImage
 
 __all__ = [
     "PAGE",
@@ -10,6 +11,7 @@ __all__ = [
     "CodeImage",
     "Entry",
     "HookKind",
+    "LocalImage",
     "MapBinding",
     "Request",
     "compile_programs",

@@ -115,7 +115,7 @@ def module_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> tuple[
             parts.append(writer.hook(entry.hook))
             exported.append(entry.hook)
         if entry.body is not None:
-            parts.append(writer.body(entry.body))
+            parts.append(writer.plain(entry.body) if request.kind is HookKind.PLAIN else writer.body(entry.body))
             exported.append(entry.body)
     return _prelude(maps, calls) + "\n".join(parts), exported
 
@@ -124,6 +124,8 @@ def _entry(n: int, request: Request) -> Entry:
     program, kind = request.verified.program, request.kind
     if is_specialised(request.verified.facts, kind):
         return Entry(program.name, kind, f"hook.{n}", None, None)
+    if kind is HookKind.PLAIN:
+        return Entry(program.name, kind, None, None, f"plain.{n}")
     agent = {
         HookKind.ENTRY: "ub_agent_full_entry",
         HookKind.INNER: "ub_agent_full_inner",

@@ -104,6 +104,20 @@ class HookWriter:
         w.end("ret void")
         return w.text()
 
+    def plain(self, name: str) -> str:
+        """``@name(ptr ctx) -> i64``: a run without a target; ``UINT64_MAX`` when no CPU slot was free."""
+        w = FunctionWriter(f"define i64 @{name}(ptr %ctx) #2")
+        self._allocas(w)
+        w.do("store ptr null, ptr %run, align 8")
+        w.do("store ptr null, ptr %run.cell, align 8")
+        self._hold_cpu(w)
+        result = w.op(f"call i64 @{self._program}(ptr %run, ptr %ctx)")
+        self._release_cpu(w)
+        w.end(f"ret i64 {result}")
+        w.label("skip")
+        w.end("ret i64 -1")
+        return w.text()
+
     @staticmethod
     def _set(w: FunctionWriter, register: str, value: str) -> None:
         field = w.op(f"getelementptr i8, ptr %regs, i64 {_OFFSETS[register]}")

@@ -16,11 +16,13 @@ PAGE: Final = 4096
 
 
 class HookKind(Enum):
-    """Where a program runs: at a function's entry, at any other instruction, at a function's return."""
+    """Where a program runs: at a function's entry, at any other instruction, at a function's return, or nowhere
+    (``PLAIN``): called as a C function, ``uint64_t f(void *ctx)``, in this process."""
 
     ENTRY = "entry"
     INNER = "inner"
     RETURN = "return"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ class Map(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         if self._reader is not None:
-            raise self._error(errno.EOPNOTSUPP, "the length")
+            # TypeError, because list() asks for a length and goes on without one only then.
+            raise TypeError(f"the map {self.name!r} has events, which cannot be counted")
         count = int(library().raw.ub_map_count(self._ref, self._base(MapFlag(0))))
         if count < 0:
             raise self._error(-count, "counting the entries")

@@ -25,6 +25,7 @@ ENOTSUPP: Final = 524
 _Def = POINTER(MapDef)
 _PROTOTYPES: Final = {
     "ub_library_init": (None, [c_uint32, c_uint32]),
+    "ub_library_env": (c_void_p, []),
     "ub_map_geometry": (c_int, [c_uint32] * 6 + [c_uint64, _Def]),
     "ub_map_create": (None, [_Def, c_void_p, c_uint64, c_uint64]),
     "ub_map_check": (c_int, [c_void_p, c_uint64, _Def]),

@@ -76,6 +76,13 @@ class ElfFile:
             names.setdefault(symbol.name, []).append(symbol)
         return names
 
+    @functools.cached_property
+    def by_address(self) -> dict[int, list[Symbol]]:
+        starts: dict[int, list[Symbol]] = {}
+        for symbol in self.functions:
+            starts.setdefault(symbol.vaddr, []).append(symbol)
+        return starts
+
     def read(self, vaddr: int, size: int) -> bytes:
         """Bytes of the file at an address; zeros of .bss are not in the file and not returned."""
         for segment in self.segments:

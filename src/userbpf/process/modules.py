@@ -146,8 +146,9 @@ class Module:
         if extent is None:
             return None
         start, size = extent
-        names = [s for s in self.elf.functions if s.vaddr == start]
-        names.sort(key=lambda s: (not s.exported, s.name.startswith("_"), s.name))
+        names = sorted(
+            self.elf.by_address.get(start, ()), key=lambda s: (not s.exported, s.name.startswith("_"), s.name)
+        )
         name = names[0].name if names else f"sub_{start:x}"
         return Function(name, self.addr(start), size, bool(names) and all(s.ifunc for s in names))
 

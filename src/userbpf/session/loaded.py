@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final
 
 from userbpf.errors import AttachError, ObjectError, Place, UserBpfError
+from userbpf.kernel.host import kernel_btf, running_kernel
 from userbpf.maps import Map
 from userbpf.object import MapSpec, Object, Program
 from userbpf.session.events import event_types
@@ -18,26 +19,13 @@ from userbpf.verifier import Verified, verify
 
 if TYPE_CHECKING:
     from userbpf.attach import SitePlan
-    from userbpf.btf import Btf
     from userbpf.codegen import CodeImage, HookKind
     from userbpf.process import Process
     from userbpf.session.attachment import Attachment
     from userbpf.session.trace import TraceLine
 
-KERNEL_BTF: Final = "/sys/kernel/btf/vmlinux"
 TRACE_BYTES: Final = 1 << 20
 """Size of the ring that bpf_trace_printk writes to."""
-
-
-def kernel_btf() -> Btf | None:
-    """BTF of the running kernel, None when it has none."""
-    from userbpf.btf import Btf as BtfType
-
-    try:
-        data = Path(KERNEL_BTF).read_bytes()
-    except OSError:
-        return None
-    return BtfType.parse(data)
 
 
 def read_object(path: str | Path) -> Object:
@@ -59,7 +47,7 @@ def read_object(path: str | Path) -> Object:
                 place=Place(file=str(path)),
                 hint="give a BPF object (.o) or BPF C source (.c)",
             ) from error
-    return Object.parse(data, name=str(path), kernel_btf=kernel_btf)
+    return Object.parse(data, name=str(path), kernel_btf=kernel_btf, kernel=running_kernel())
 
 
 def load(path: str | Path, *, programs: Sequence[str] | None = None) -> LoadedObject:
