@@ -2,7 +2,8 @@
  * A writer is killed at every single instruction of an operation on a shared map: a traced child is stepped
  * 1, 2, 3 … instructions into it and then killed with SIGKILL. After each kill the map must be usable, the entry
  * whole (old, new, or not there), and exactly max_entries must fit. `crash [STRIDE]`: at every STRIDE-th
- * instruction. Prints the number of instructions of each operation.
+ * instruction. Prints the number of instructions of each operation. At last, several writers at once are killed at
+ * random moments.
  */
 #define UB_HOSTED 1
 #include "library.c"
@@ -203,6 +204,73 @@ static void crash_percpu(void)
     printf("%s: ok, %ld instructions\n", operation_name, step_count - 1);
 }
 
+/* ---- several writers at once, one of them killed at a random moment, again and again ------------------- */
+
+#define WRITERS 3
+#define KILLS 300
+
+static pid_t start_writer(uint32_t number)
+{
+    pid_t pid = fork();
+
+    CHECK(pid >= 0);
+    for (uint64_t state = number * 2654435761u + 1; pid == 0;) {
+        uint32_t key = (uint32_t)(state >> 33) % 12;
+        struct value v = {state, state, state};
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        if (state >> 63)
+            ub_map_update(&def, base, &key, &v, UB_ANY);
+        else
+            ub_map_delete(&def, base, &key);
+    }
+    return pid;
+}
+
+static void check_crowd(void)
+{
+    struct value v = {5, 5, 5};
+    int n = 0;
+
+    for (uint32_t key = 0; key < 12; key++) {
+        struct value seen;
+        int err = ub_map_lookup(&def, base, &key, (uint8_t *)&seen);
+        CHECK(err == -UB_ENOENT || (err == 0 && seen.a == seen.b && seen.b == seen.c));
+        if (err == 0)
+            CHECK(ub_map_delete(&def, base, &key) == 0);
+    }
+    for (uint32_t key = 0; key < 100; key++) {
+        int err = ub_map_update(&def, base, &key, &v, UB_ANY);
+        CHECK(err == 0 || err == -UB_E2BIG);
+        n += err == 0;
+    }
+    CHECK(n == MAX_ENTRIES && ub_map_count(&def, base) == MAX_ENTRIES);
+}
+
+static void crash_crowd(void)
+{
+    pid_t writers[WRITERS];
+    uint32_t number = 0;
+
+    operation_name = "a crowd of writers";
+    map_make(UB_MAP_HASH, 4, sizeof(struct value), MAX_ENTRIES);
+    for (int i = 0; i < WRITERS; i++)
+        writers[i] = start_writer(number++);
+    for (step_count = 0; step_count < KILLS; step_count++) {
+        pid_t *victim = &writers[ub_cycles() % WRITERS];
+        int64_t pause[2] = {0, (int64_t)(ub_cycles() % 1000000)};
+        ub_sys(UB_NR_NANOSLEEP, (long)pause, 0, 0, 0); /* any moment will do */
+        kill(*victim, SIGKILL);
+        CHECK(waitpid(*victim, NULL, 0) == *victim);
+        *victim = start_writer(number++);
+    }
+    for (int i = 0; i < WRITERS; i++) {
+        kill(writers[i], SIGKILL);
+        CHECK(waitpid(writers[i], NULL, 0) == writers[i]);
+    }
+    check_crowd();
+    printf("%s: ok, %d kills\n", operation_name, KILLS);
+}
+
 int main(int argc, char **argv)
 {
     stride = argc > 1 ? atol(argv[1]) : 1;
@@ -214,5 +282,6 @@ int main(int argc, char **argv)
     crash_ringbuf();
     crash_perf();
     crash_percpu();
+    crash_crowd();
     return 0;
 }
