@@ -46,9 +46,16 @@ COUNTERS = b"".join(counter(slot, 16 * slot).ljust(16, b"\xcc") for slot in rang
 class Probes:
     """Counting probes on sites of one process; ``counts()`` reads them, ``remove()`` takes them out."""
 
-    def __init__(self, process: Process, sites: Sequence[tuple[Module, int]], *, code: bytes = COUNTERS) -> None:
+    def __init__(
+        self,
+        process: Process,
+        sites: Sequence[tuple[Module, int]],
+        *,
+        code: bytes = COUNTERS,
+        plans: Sequence[SitePlan] = (),
+    ) -> None:
         self.process = process
-        self.plans: list[SitePlan] = []
+        self.plans = list(plans)
         for module, addr in sites:
             self.plans.append(plan_site(process, module, addr, beside=self.plans))
         self.injector = Injector(process)

@@ -65,7 +65,7 @@ def test_an_inner_site_keeps_flags_and_red_zone(target: Target) -> None:
 
 def test_places_that_cannot_be_probed_are_refused_with_the_reason(target: Target) -> None:
     _, process, module = target
-    assert "no room for a short jump either" in refusal(process, module, "one")
+    assert "it has 1 bytes, and what follows is not padding" in refusal(process, module, "one")
     assert "middle of an instruction" in refusal(process, module, "looping", 1)
     assert "indirect jump" in refusal(process, module, "jumping", 7)
     assert "raises a signal" in refusal(process, module, "trapping", 4)

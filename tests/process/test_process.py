@@ -18,7 +18,6 @@ from userbpf.process.tracer import thread_state
 
 from .programs import as_nobody, running
 
-
 CLOCK_NANOSLEEP = "230 "
 
 
