@@ -262,10 +262,15 @@ def test_large_events_make_the_buffer_grow() -> None:
 
 def test_what_a_map_has_not_is_said() -> None:
     with Map.create("events", MapType.RINGBUF, 0, 0, 4096) as events, Map.create("a", MapType.ARRAY, 4, 4, 1) as array:
-        for action in (lambda: array.read(0), lambda: events.lookup(b""), lambda: len(events), events.to_numpy):
+        for action in (lambda: array.read(0), lambda: events.lookup(b""), events.to_numpy):
             with pytest.raises(MapError) as caught:
                 action()
             assert caught.value.errno == errno.EOPNOTSUPP
+        with pytest.raises(TypeError):
+            len(events)
+        emit(events, b"last")
+        events.finish()
+        assert list(events) == [b"last"]
         assert dict(array.variables) == {}
 
 

@@ -73,10 +73,11 @@ class EventReader:
             with self._lock:
                 if self._closed:
                     return []
+                finished = self._finished  # before the look: what came until then is seen by it
                 since = library().raw.ub_map_wake_seq(self._memory.address)
                 events = self._take()
                 left = -1 if deadline is None else int((deadline - time.monotonic()) * 1e9)
-                if events or self._finished or (deadline is not None and left <= 0):
+                if events or finished or (deadline is not None and left <= 0):
                     return events
                 # A signal's Python handler runs when this returns. One that comes just before the wait begins does
                 # not end it, so none is longer than _LONGEST_WAIT_NS.
@@ -91,7 +92,7 @@ class EventReader:
         """Every event, waiting for the next one; ends after ``finish`` or ``close``."""
         while True:
             events = self.read(None)
-            if not events and self._finished:
+            if not events:
                 return
             yield from events
 
