@@ -81,6 +81,7 @@ def test_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 def test_interrupt_ends_quietly() -> None:
     script = (
         "import sys, os, signal; sys.argv = ['userbpf', 'doctor']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "import userbpf.cli.checks as checks\n"
         "checks.CHECKS = (lambda: os.kill(os.getpid(), signal.SIGINT),)\n"
         "from userbpf.cli.app import main; main()"
