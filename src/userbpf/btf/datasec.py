@@ -15,7 +15,7 @@ from userbpf.errors import BtfError
 __all__ = ["fix_datasecs"]
 
 
-def fix_datasecs(btf: Btf, sections: Mapping[str, int], symbols: Mapping[str, int], *, base: Btf | None = None) -> Btf:
+def fix_datasecs(btf: Btf, sections: Mapping[str, int], symbols: Mapping[str, int]) -> Btf:
     """The same types with data sections completed: ``sections`` are sizes, ``symbols`` offsets of global variables.
 
     Offsets of static variables are in the file already. Variables are put in order of offset.
@@ -41,4 +41,4 @@ def fix_datasecs(btf: Btf, sections: Mapping[str, int], symbols: Mapping[str, in
         for i, row in enumerate(rows):
             struct.pack_into("<III", raw, at + 12 + 12 * i, row.type, row.offset, row.size)
         changed = True
-    return Btf.parse(bytes(raw), base) if changed else btf
+    return Btf.parse(bytes(raw), btf.base) if changed else btf

@@ -23,7 +23,6 @@ from userbpf.errors import ObjectError, Place
 __all__ = [
     "R_BPF_64_32",
     "R_BPF_64_64",
-    "R_BPF_64_ABS32",
     "R_BPF_64_ABS64",
     "SHN_UNDEF",
     "ElfObject",
@@ -39,7 +38,6 @@ EM_NONE = 0
 
 R_BPF_64_64 = 1
 R_BPF_64_ABS64 = 2
-R_BPF_64_ABS32 = 3
 R_BPF_64_32 = 10
 SHN_UNDEF = 0
 

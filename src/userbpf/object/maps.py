@@ -7,7 +7,7 @@ The grammar of each is libbpf's (``parse_btf_map_def``, ``bpf_object__init_user_
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from userbpf.btf.btf import Btf
@@ -107,32 +107,30 @@ def global_map(name: str, kind: MapKind, initial: bytes, btf: Btf | None) -> Map
 # ---- BTF-defined maps ---------------------------------------------------------------------------------
 
 
-def _variables(elf: ElfObject, sec: Sec, btf: Btf | None) -> Iterator[tuple[Var, int, int]]:
-    """Variables of a section with (offset, size), as its BTF says."""
+def _variables(sec: Sec, btf: Btf | None) -> tuple[Btf, list[tuple[Var, int, int]]]:
+    """The types of an object, and the variables of a section with offset and size as they say."""
     datasec = btf.find(sec.name, Kind.DATASEC) if btf is not None else None
     if btf is None or datasec is None:
         raise ObjectError(f"section {sec.name} has no BTF", hint="compile with -g")
+    found = []
     for row in btf.expect(datasec, DataSec).vars:
         var = btf.expect(row.type, Var)
         if row.offset + row.size > len(sec.data):
             raise ObjectError(f"map {var.name!r} ends outside its section")
-        yield var, row.offset, row.size
+        found.append((var, row.offset, row.size))
+    return btf, found
 
 
 def _read_btf_maps(table: MapTable, elf: ElfObject, sec: Sec, btf: Btf | None) -> None:
-    found: list[tuple[MapSpec, Struct, int, int]] = []
-    for var, offset, size in _variables(elf, sec, btf):
-        if btf is None:
-            continue
+    types, variables = _variables(sec, btf)
+    for var, offset, size in variables:
         if var.linkage == Linkage.EXTERN:
             raise ObjectError(f"map {var.name!r} is declared extern", hint="link the object that defines it")
-        definition = btf.resolved(var.type)
+        definition = types.resolved(var.type)
         if not isinstance(definition, Struct):
             raise ObjectError(f"map {var.name!r} is not a struct")
-        found.append((_Definition(btf, var.name).read(definition), definition, offset, size))
-    relocs = elf.relocs.get(sec.index, ())
-    for spec, definition, offset, size in found:
-        own = [reloc for reloc in relocs if offset <= reloc.offset < offset + size]
+        spec = _Definition(types, var.name).read(definition)
+        own = [reloc for reloc in elf.relocs.get(sec.index, ()) if offset <= reloc.offset < offset + size]
         table.add(_initialise(spec, definition, offset, own, elf), sec.index, offset)
 
 
@@ -143,13 +141,12 @@ def _initialise(spec: MapSpec, definition: Struct, start: int, relocs: list[Relo
     last = definition.members[-1]
     if last.name != "values" or (spec.type not in _OF_MAPS and spec.type != MapType.PROG_ARRAY):
         raise ObjectError(f"map {spec.name!r} is initialised with addresses but holds neither maps nor programs")
-    kind = elf.sections
     values = []
     for reloc in relocs:
         index, rest = divmod(reloc.offset - start - last.bit_offset // 8, 8)
         if reloc.type != R_BPF_64_ABS64 or rest or index < 0:
             raise ObjectError(f"map {spec.name!r} has an initialiser that is not an address")
-        section = kind[reloc.sym.section].name if 0 < reloc.sym.section < len(kind) else ""
+        section = elf.sections[reloc.sym.section].name if reloc.sym.section > 0 else ""
         if spec.type == MapType.PROG_ARRAY:
             values.append(Initialiser(index, reloc.sym.name, "prog"))
         elif section == ".maps" and not reloc.sym.is_section:
@@ -311,7 +308,8 @@ def _annotate(spec: MapSpec) -> MapSpec:
 
 def _read_struct_ops(table: MapTable, elf: ElfObject, sec: Sec, btf: Btf | None) -> None:
     """Each variable is a map of type STRUCT_OPS whose value is the struct; its members name programs."""
-    for var, offset, size in _variables(elf, sec, btf):
+    types, variables = _variables(sec, btf)
+    for var, offset, size in variables:
         programs = tuple(
             Initialiser(reloc.offset - offset, reloc.sym.name, "prog")
             for reloc in elf.relocs.get(sec.index, ())
@@ -324,7 +322,7 @@ def _read_struct_ops(table: MapTable, elf: ElfObject, sec: Sec, btf: Btf | None)
             value_size=size,
             max_entries=1,
             value_btf=var.type,
-            btf=btf,
+            btf=types,
             initial=sec.data[offset : offset + size],
             values=programs,
         )
