@@ -66,6 +66,7 @@ def test_a_remote_call_leaves_every_register_as_it_was(blocked: Path) -> None:
         stopped.syscall(GETTID)
         with pytest.raises(OSError, match="Bad file descriptor"):
             stopped.close_fd(12345)
+        tracer.run(stopped._unpark)
         assert {tid: bytes(tracer.run(tracer.get_registers, tid)) for tid in stopped.threads} == before
 
 

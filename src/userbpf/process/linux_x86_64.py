@@ -16,6 +16,7 @@ __all__ = [
     "SYSCALL_INSN",
     "Registers",
     "hide_interruption",
+    "parked",
     "point_at_syscall",
     "restarts_with_block",
 ]
@@ -39,6 +40,8 @@ NR: Final[dict[str, int]] = {
 _EINTR = 4
 _ERESTARTNOHAND = 514
 _ERESTART_RESTARTBLOCK = 516
+_RESTARTS: Final = frozenset((512, 513, _ERESTARTNOHAND, _ERESTART_RESTARTBLOCK))
+_NR_RESTART_SYSCALL: Final = 219
 
 _EINTR_WITHOUT_HANDLER: Final = frozenset((65, 128, 208, 220, 232, 281, 333, 441))
 """semop, rt_sigtimedwait, io_getevents, semtimedop, epoll_wait, epoll_pwait, io_pgetevents, epoll_pwait2: calls that
@@ -123,6 +126,19 @@ def point_at_syscall(saved: Registers, insn_addr: int, nr: int, args: tuple[int,
     regs.orig_rax = 0xFFFF_FFFF_FFFF_FFFF
     for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
         setattr(regs, name, value & 0xFFFF_FFFF_FFFF_FFFF)
+    return regs
+
+
+def parked(saved: Registers) -> Registers:
+    """Registers with which a thread may go on from outside the signal code, where the kernel restarts nothing.
+
+    An interrupted call is set up to be made again, as the kernel would (arch_do_signal_or_restart()).
+    """
+    regs = saved.copy()
+    if saved.in_syscall and -saved.result in _RESTARTS:
+        regs.rip = saved.rip - len(SYSCALL_INSN)
+        regs.rax = _NR_RESTART_SYSCALL if restarts_with_block(saved) else saved.orig_rax
+    regs.orig_rax = 0xFFFF_FFFF_FFFF_FFFF
     return regs
 
 

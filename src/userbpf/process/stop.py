@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,10 @@ class Stopped:
         self._attached: set[int] = set()
         self._syscall_insn = 0
         self._caller: int | None = None
+        self._parked = False
+        self._page = 0
+        self._sockets: tuple[int, int] | None = None
+        self._sender: socket.socket | None = None
 
     # -- stop and release, in the worker -----------------------------------------------------------
 
@@ -99,6 +103,10 @@ class Stopped:
         self.threads[tid] = regs
 
     def _release(self) -> None:
+        with contextlib.suppress(Gone, UnexpectedStop, TimeoutError):
+            self._close_channel()
+        with contextlib.suppress(Gone, TimeoutError):
+            self._unpark()
         for tid in self.threads:
             self._tracer.detach(tid)
         self._attached.clear()
@@ -112,13 +120,30 @@ class Stopped:
 
     # -- registers ---------------------------------------------------------------------------------
 
+    def _unpark(self) -> None:
+        """In the worker: the thread that made system calls for us is where it was."""
+        if self._parked and self._caller is not None:
+            self._parked = False
+            self._tracer.unpark(self._caller, self.threads[self._caller])
+
     def set_registers(self, tid: int, regs: Registers) -> None:
         """Change the registers with which a thread goes on."""
         try:
+            if tid == self._caller:
+                self._tracer.run(self._unpark)
             self._tracer.run(self._tracer.set_registers, tid, regs)
-        except ProcessLookupError:
+        except (Gone, ProcessLookupError):
             raise self._ended() from None
         self.threads[tid] = regs
+
+    def unblock_signals(self, numbers: Iterable[int]) -> None:
+        """No thread blocks these signals any more when the process goes on."""
+        bits = sum(1 << (number - 1) for number in numbers)
+        for tid in self.threads:
+            try:
+                self._tracer.run(self._tracer.unblock, tid, bits)
+            except ProcessLookupError:
+                continue  # the thread has ended
 
     def _ended(self) -> ProcessExitedError:
         return ProcessExitedError(f"process {self.process.pid} ({self.process.name}) ended while it was being changed")
@@ -170,9 +195,8 @@ class Stopped:
         if self._caller is None:
             self._syscall_insn = self._find_syscall_insn()
             self._caller = self._choose_caller()
-        caller = self._caller
         try:
-            result = self._tracer.run(self._tracer.syscall, caller, self.threads[caller], self._syscall_insn, nr, args)
+            result = self._tracer.run(self._call, self._caller, nr, args)
         except Gone:
             raise self._ended() from None
         except UnexpectedStop as stop:
@@ -181,6 +205,11 @@ class Stopped:
         if -4096 < result < 0:
             raise OSError(-result, os.strerror(-result))
         return result
+
+    def _call(self, caller: int, nr: int, args: tuple[int, ...]) -> int:
+        """In the worker: one system call by one thread; the result as the kernel returns it."""
+        self._parked = True
+        return self._tracer.syscall(caller, self.threads[caller], self._syscall_insn, nr, args)
 
     def mmap(self, addr: int, size: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
         """mmap(2) in the process."""
@@ -212,15 +241,6 @@ class Stopped:
         """As :meth:`Process.write`: also into memory that is mapped read-only or executable."""
         self.process.write(addr, data)
 
-    @contextmanager
-    def _scratch(self) -> Iterator[int]:
-        page = self.mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
-        try:
-            yield page
-        finally:
-            with contextlib.suppress(ProcessExitedError):
-                self.munmap(page, PAGE)
-
     # -- descriptors -------------------------------------------------------------------------------
 
     def send_fds(self, fds: Sequence[int]) -> list[int]:
@@ -244,18 +264,32 @@ class Stopped:
         return out
 
     def _send_batch(self, fds: Sequence[int]) -> list[int]:
-        with self._scratch() as page:
+        sender, theirs = self._open_channel()
+        socket.send_fds(sender, [b"u"], fds)
+        return self._receive(self._page, theirs, len(fds))
+
+    def _open_channel(self) -> tuple[socket.socket, int]:
+        """A socket pair in the process and a scratch page; they serve until the end of the stop."""
+        if not self._page:
+            self._page = self.mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+        if self._sockets is None:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-            self.syscall(NR["socketpair"], socket.AF_UNIX, kind, 0, page)
-            ours, theirs = struct.unpack("<ii", self.read(page, 8))
-            try:
-                with socket.socket(fileno=psys.pidfd_getfd(self.process.pidfd, ours)) as sender:
-                    socket.send_fds(sender, [b"u"], fds)
-                return self._receive(page, theirs, len(fds))
-            finally:
-                with contextlib.suppress(ProcessExitedError):
-                    self.close_fd(ours)
-                    self.close_fd(theirs)
+            self.syscall(NR["socketpair"], socket.AF_UNIX, kind, 0, self._page)
+            ours, theirs = struct.unpack("<ii", self.read(self._page, 8))
+            self._sockets = (ours, theirs)
+        if self._sender is None:
+            self._sender = socket.socket(fileno=psys.pidfd_getfd(self.process.pidfd, self._sockets[0]))
+        return self._sender, self._sockets[1]
+
+    def _close_channel(self) -> None:
+        """In the worker, at the end: what :meth:`_open_channel` made goes."""
+        if self._sender is not None:
+            self._sender.close()
+        if self._caller is None or not self._page:
+            return
+        for fd in self._sockets or ():
+            self._call(self._caller, NR["close"], (fd,))
+        self._call(self._caller, NR["munmap"], (self._page, PAGE))
 
     def _receive(self, page: int, sock: int, count: int) -> list[int]:
         # In the page: msghdr at 64, iovec at 128, the byte at 160, control data from 256 (struct cmsghdr is 16 bytes).

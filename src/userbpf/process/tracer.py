@@ -11,6 +11,8 @@ Facts that shape this (ptrace(2); kernel/signal.c, kernel/ptrace.c, kernel/entry
   thread blocks it at that moment (ptrace_signal() requeues).
 * During a remote call all signals are blocked, so the call is not interrupted; registers and mask are restored before
   the next one. A controller that is killed in that window (about 30 µs) leaves the thread with changed registers.
+  Between calls the thread waits in a system call's exit stop, outside the signal code: should the controller die there,
+  registers that make the interrupted call again are in place ("parked").
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from userbpf.process import sys as psys
-from userbpf.process.linux_x86_64 import Registers, point_at_syscall
+from userbpf.process.linux_x86_64 import Registers, parked, point_at_syscall
 
 __all__ = ["Gone", "Tracer", "UnexpectedStop"]
 
@@ -238,7 +240,8 @@ class Tracer:
                     raise UnexpectedStop(number)
 
     def syscall(self, tid: int, saved: Registers, insn_addr: int, nr: int, args: tuple[int, ...]) -> int:
-        """Run one system call in a thread that is in a PTRACE_EVENT_STOP; it is in one again afterwards, unchanged."""
+        """Run one system call in a stopped thread. It is in the call's exit stop afterwards, with registers that it may
+        go on with; :meth:`unpark` brings it back to where it was."""
         deadline = time.monotonic() + CALL_TIMEOUT
         mask = ctypes.c_uint64()
         try:
@@ -250,14 +253,30 @@ class Tracer:
                 self._to_syscall_stop(tid, deadline)
                 result = self.get_registers(tid).result
             finally:
-                psys.ptrace(psys.PTRACE_INTERRUPT, tid)
-                psys.ptrace(psys.PTRACE_CONT, tid)
-                self.settle(tid, deadline)
-                self.set_registers(tid, saved)
+                self.set_registers(tid, parked(saved))
                 psys.ptrace(psys.PTRACE_SETSIGMASK, tid, 8, ctypes.addressof(mask))
         except ProcessLookupError:
             raise Gone from None
         return result
+
+    def unpark(self, tid: int, saved: Registers) -> None:
+        """Bring a thread that has made system calls for us back to a PTRACE_EVENT_STOP with its own registers."""
+        try:
+            psys.ptrace(psys.PTRACE_INTERRUPT, tid)
+            psys.ptrace(psys.PTRACE_CONT, tid)
+            self.settle(tid, time.monotonic() + CALL_TIMEOUT)
+            self.set_registers(tid, saved)
+        except ProcessLookupError:
+            raise Gone from None
+
+    @staticmethod
+    def unblock(tid: int, bits: int) -> None:
+        """Take signals (bit n - 1 for signal n) out of a stopped thread's mask of blocked ones."""
+        mask = ctypes.c_uint64()
+        psys.ptrace(psys.PTRACE_GETSIGMASK, tid, 8, ctypes.addressof(mask))
+        if mask.value & bits:
+            mask.value &= ~bits
+            psys.ptrace(psys.PTRACE_SETSIGMASK, tid, 8, ctypes.addressof(mask))
 
     @staticmethod
     def detach(tid: int) -> None:
