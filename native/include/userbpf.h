@@ -188,6 +188,16 @@ struct ub_sigaction {
     uint64_t handler, flags, restorer, mask;
 };
 
+/* A function of the C library that the agent stands before; what its undoing needs. */
+struct ub_guard {
+    uint64_t site;       /* 0: none */
+    uint64_t trampoline; /* where its moved instructions are */
+    uint8_t original[32];
+    uint32_t length; /* bytes of the moved instructions: that much of `original` is meant */
+    uint32_t kind;   /* index of the guard in the controller's table */
+};
+#define UB_GUARDS 4
+
 /* Data area of the agent's image: private memory, copied on fork. */
 struct ub_proc {
     uint64_t abi;
@@ -196,7 +206,11 @@ struct ub_proc {
     struct ub_threads *threads; /* the one area of this process */
     uint32_t sessions;          /* how many attachments use the agent; changed only while all threads are stopped */
     uint32_t faults;            /* 1: our handler is installed for SIGSEGV and SIGBUS */
-    uint64_t reserved[4];
+    uint64_t reserved[4];       /* also the controller's scratch for system calls */
+    uint64_t restorer;          /* the C library's own return from signal handlers, 0: not found */
+    uint64_t guard_region;      /* the pages with the guards' trampolines, 0: none */
+    uint64_t guard_region_size;
+    struct ub_guard guards[UB_GUARDS];
     struct ub_shadow_slot shadows[UB_SHADOW_SLOTS];
 };
 

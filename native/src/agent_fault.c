@@ -13,11 +13,10 @@
 #define SIG_DFL 0ul
 #define SIG_IGN 1ul
 #define NR_RT_SIGACTION 13
+#define NR_RT_SIGPROCMASK 14
 #define NR_GETPID 39
 #define NR_GETTID 186
 #define NR_TGKILL 234
-#define EFAULT 14
-#define EINVAL 22
 
 /*
  * int64_t ub_agent_copy_from_user(void *dst, const void *src, uint64_t n)
@@ -154,33 +153,71 @@ struct ub_libc_sigaction {
     uint64_t restorer;
 };
 
+static int ub_is_target(void)
+{
+    struct ub_threads *threads = ub_proc.threads;
+    return threads->tgid != 0 && (uint32_t)ub_syscall4(NR_GETPID, 0, 0, 0, 0) == threads->tgid;
+}
+
+static void ub_answer(struct ub_libc_sigaction *out, const struct ub_sigaction *in)
+{
+    for (int i = 0; i < 16; i++)
+        out->mask[i] = 0;
+    out->handler = in->handler;
+    out->mask[0] = in->mask;
+    out->flags = (int32_t)in->flags;
+    out->restorer = in->restorer;
+}
+
 /*
- * Stands before the C library's sigaction() for SIGSEGV and SIGBUS (the trampoline sends only those
- * here): keeps our handler in place and the application's in our table, and answers as the kernel would.
- * Returns 0 or -errno; the trampoline's caller sees the library's own convention (-1 and errno) only
- * for EFAULT-free calls, which these two signals always are.
+ * Stands before the C library's sigaction() for SIGSEGV and SIGBUS (the trampoline sends only those here):
+ * keeps our handler in place and the application's in our table, and answers as the kernel would. In a forked
+ * or vforked child no program runs, so there the kernel gets what the application wants. Neither call can fail.
  */
 int ub_agent_sigaction(int sig, const struct ub_libc_sigaction *act, struct ub_libc_sigaction *oldact)
 {
     struct ub_sigaction *slot = &ub_proc.old[sig == SIGBUS];
-    struct ub_sigaction before = *slot;
+    struct ub_sigaction before = *slot, app, k;
 
     if (act) {
-        struct ub_sigaction app = {act->handler, (uint32_t)act->flags, act->restorer, act->mask[0]};
-        struct ub_sigaction k;
-        if (!(app.flags & SA_RESTORER))
-            app.restorer = 0;
+        app = (struct ub_sigaction){act->handler, (uint32_t)act->flags, act->restorer, act->mask[0]};
+        if (!(app.flags & SA_RESTORER)) { /* as the C library does: what it registers returns through its own code */
+            app.flags |= SA_RESTORER;
+            app.restorer = ub_proc.restorer ? ub_proc.restorer : ub_restorer_address();
+        }
+    }
+    if (!ub_is_target()) {
+        ub_syscall4(NR_RT_SIGACTION, sig, act ? (long)&app : 0, (long)&before, 8);
+        if (before.handler == ub_on_fault_address())
+            before = *slot;
+    } else if (act) {
         k = ub_shown_to_kernel(&app);
         if (ub_syscall4(NR_RT_SIGACTION, sig, (long)&k, 0, 8) == 0)
             *slot = app;
     }
-    if (oldact) {
-        oldact->handler = before.handler;
-        for (int i = 0; i < 16; i++)
-            oldact->mask[i] = 0;
-        oldact->mask[0] = before.mask;
-        oldact->flags = (int32_t)before.flags;
-        oldact->restorer = before.restorer;
+    if (oldact)
+        ub_answer(oldact, &before);
+    return 0;
+}
+
+/*
+ * Stands before pthread_sigmask(): a thread that blocks SIGSEGV would be killed by a fault that we can mend, so
+ * these two are never blocked. As in the C library, its own two signals are not, either. Returns an errno or 0.
+ */
+int ub_agent_sigmask(int how, const uint64_t *set, uint64_t *oldset)
+{
+    uint64_t wanted, before = 0;
+    long result;
+
+    if (set) {
+        wanted = *set & ~(3ull << 31); /* SIGCANCEL, SIGSETXID: 32 and 33 */
+        if (how != 1 /* SIG_UNBLOCK */)
+            wanted &= ~(1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1));
     }
+    result = ub_syscall4(NR_RT_SIGPROCMASK, how, set ? (long)&wanted : 0, (long)&before, 8);
+    if (result != 0)
+        return (int)-result;
+    if (oldset)
+        *oldset = before;
     return 0;
 }

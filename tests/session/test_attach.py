@@ -263,7 +263,7 @@ def test_attaching_again_after_detaching_works_under_load(target: Target, probes
             with obj.attach(pid=target.pid, targets=where) as attachment:
                 attachment.wait(0.01)
     assert target._line() == "done"
-    assert [line for line in target.state()[0].splitlines() if "userbpf-" in line] == []
+    assert [line for line in target.state()[0].splitlines() if "memfd:userbpf" in line] == []
     assert target.state()[1] == before[1]
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "CELL_RET_ENTRY",
     "CELL_RET_INNER",
     "CELL_SIZE",
+    "GUARDS",
     "HAS_RDPID",
     "HOLD_OFF",
     "HOLD_STRIDE",
@@ -30,6 +31,7 @@ __all__ = [
     "Cell",
     "Env",
     "Event",
+    "Guard",
     "Inflight",
     "MapDef",
     "MapHeader",
@@ -56,6 +58,7 @@ CELL_RET_ENTRY: Final = 70
 CELL_RET_INNER: Final = 75
 SHADOW_BYTES: Final = 16384
 SHADOW_SLOTS: Final = 1024
+GUARDS: Final = 4
 HAS_RDPID: Final = 1
 TID_OFF_UNKNOWN: Final = -(1 << 63)
 """``Env.tid_off``: ask the kernel for the thread id."""
@@ -176,6 +179,18 @@ class SigAction(ctypes.Structure):
     _fields_ = [("handler", c_uint64), ("flags", c_uint64), ("restorer", c_uint64), ("mask", c_uint64)]
 
 
+class Guard(ctypes.Structure):
+    """``struct ub_guard``: a function of the C library that the agent stands before."""
+
+    _fields_ = [
+        ("site", c_uint64),
+        ("trampoline", c_uint64),
+        ("original", c_uint8 * 32),
+        ("length", c_uint32),
+        ("kind", c_uint32),
+    ]
+
+
 class Proc(ctypes.Structure):
     """``struct ub_proc``: the data area of the agent's image."""
 
@@ -187,6 +202,10 @@ class Proc(ctypes.Structure):
         ("sessions", c_uint32),
         ("faults", c_uint32),
         ("reserved", c_uint64 * 4),
+        ("restorer", c_uint64),
+        ("guard_region", c_uint64),
+        ("guard_region_size", c_uint64),
+        ("guards", Guard * GUARDS),
         ("shadows", ShadowSlot * SHADOW_SLOTS),
     ]
 

@@ -13,13 +13,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from userbpf.attach.guard import build_guard, guard_size, replan_guard
 from userbpf.codegen import CodeImage, link
 from userbpf.errors import AttachError, ProcessError
 from userbpf.native import agent_object
-from userbpf.native.abi import ROWS, SHADOW_BYTES, TID_OFF_UNKNOWN, Proc, Shadow, ShadowEntry, ShadowSlot, Threads
+from userbpf.native.abi import (
+    ROWS,
+    SHADOW_BYTES,
+    TID_OFF_UNKNOWN,
+    Guard,
+    Proc,
+    Shadow,
+    ShadowEntry,
+    ShadowSlot,
+    Threads,
+)
 
 if TYPE_CHECKING:
-    from userbpf.attach import Injector
+    from userbpf.attach import Injector, Patch, SitePlan
     from userbpf.process import Process, Stopped
 
 NAME: Final = "agent-1"
@@ -32,6 +43,14 @@ SIGSEGV: Final = 11
 SA_SIGINFO: Final = 0x4
 SA_ONSTACK: Final = 0x08000000
 SA_RESTORER: Final = 0x04000000
+GUARDED: Final = (
+    ("sigaction", "ub_agent_sigaction", (SIGBUS, SIGSEGV)),
+    ("pthread_sigmask", "ub_agent_sigmask", ()),
+)
+"""Functions of the C library, what stands before them, and for which first arguments (none: for all)."""
+C_LIBRARIES: Final = ("libc.so", "libc-", "libpthread", "ld-musl-", "libc.musl-")
+RESTORER_CODE: Final = bytes.fromhex("48c7c00f0000000f05")
+"""mov $15, %rax; syscall (rt_sigreturn)."""
 _SIGACTION: Final = struct.Struct("<QQQQ")
 
 
@@ -70,7 +89,7 @@ def find(process: Process) -> Agent | None:
     return None
 
 
-def enter(stopped: Stopped, injector: Injector, *, faulting: bool) -> Agent:
+def enter(stopped: Stopped, injector: Injector) -> Agent:
     """The agent of the process, mapped now if it is not there; counts this attachment.
 
     ``injector`` owns what was mapped until this returns, so that a failure on the way can be undone.
@@ -79,8 +98,6 @@ def enter(stopped: Stopped, injector: Injector, *, faulting: bool) -> Agent:
     agent = find(process) or _map(stopped, injector)
     sessions = _read_field(process, agent.proc, "sessions")
     _write_field(process, agent.proc, "sessions", sessions + 1)
-    if faulting and not _read_field(process, agent.proc, "faults"):
-        _install_handlers(stopped, agent)
     return agent
 
 
@@ -112,6 +129,110 @@ def _map(stopped: Stopped, injector: Injector) -> Agent:
     return Agent(region.addr, proc, threads)
 
 
+def catch_faults(process: Process, agent: Agent) -> None:
+    """From now on a faulting read of a program gives it -EFAULT instead of killing the process.
+
+    Our handler stands before the application's for SIGSEGV and SIGBUS, and guards before the C library's functions
+    that would displace it or block those signals. In a program whose C library has no such symbols (static and
+    stripped, or Go) there are no guards: it must not change its handlers while programs read faulting memory.
+    """
+    from userbpf.attach import apply
+
+    if _read_field(process, agent.proc, "faults"):
+        return
+    wanted = [
+        (kind, plan)
+        for kind, (name, _, _) in enumerate(GUARDED)
+        for plan in [_plan_guard(process, name)]
+        if plan is not None
+    ]
+    restorer = _find_restorer(process)
+    with process.stop() as stopped:
+        if _read_field(process, agent.proc, "faults"):
+            return
+        _write_field(process, agent.proc, "restorer", restorer)
+        region = _map_guards(stopped, agent, wanted)
+        _install_handlers(stopped, agent)
+    patches = []
+    for kind, plan in wanted:
+        patch = _guard_patch(agent, kind, plan, region)
+        region += guard_size(plan, GUARDED[kind][2])
+        process.write(patch.addr, patch.code)
+        _record_guard(process, agent, kind, patch)
+        patches.append(patch)
+    apply(process, patches)
+
+
+def _plan_guard(process: Process, name: str) -> SitePlan | None:
+    """Where the C library of the process has the function, None when it has none that can be patched."""
+    from userbpf.attach import plan_site
+
+    for module in process.modules():
+        if module.path != process.exe and not module.name.startswith(C_LIBRARIES):
+            continue
+        if module.elf.find(name) is None:
+            continue
+        function = module.function(name)
+        try:
+            plan = plan_site(process, module, function.addr, function)
+        except AttachError:
+            continue
+        if plan.island is None and sum(insn.size for insn in plan.insns) <= Guard.original.size:
+            return plan
+    return None
+
+
+def _find_restorer(process: Process) -> int:
+    """Address of the C library's return from signal handlers: the one sequence that unwinders know. 0: none found."""
+    for module in process.modules():
+        if module.path != process.exe and not module.name.startswith(C_LIBRARIES):
+            continue
+        for mapping in module.mappings:
+            if mapping.executable and mapping.readable:
+                at = process.read(mapping.start, mapping.size).find(RESTORER_CODE)
+                if at >= 0:
+                    return mapping.start + at
+    return 0
+
+
+def _map_guards(stopped: Stopped, agent: Agent, wanted: Sequence[tuple[int, SitePlan]]) -> int:
+    from userbpf.attach import Injector
+
+    if not wanted:
+        return 0
+    size = sum(guard_size(plan, GUARDED[kind][2]) for kind, plan in wanted)
+    region = Injector(stopped.process).map_trampolines(stopped, wanted[0][1].module, size)
+    _write_field(stopped.process, agent.proc, "guard_region", region.addr)
+    _write_field(stopped.process, agent.proc, "guard_region_size", region.size)
+    return region.addr
+
+
+def _guard_patch(agent: Agent, kind: int, plan: SitePlan, addr: int) -> Patch:
+    _, handler, values = GUARDED[kind]
+    return build_guard(plan, addr, agent.symbol(handler), values)
+
+
+def _record_guard(process: Process, agent: Agent, kind: int, patch: Patch) -> None:
+    original = b"".join(insn.raw for insn in patch.plan.insns)
+    record = Guard(patch.plan.addr, patch.addr, tuple(original.ljust(Guard.original.size, b"\0")), len(original), kind)
+    process.write(agent.proc + Proc.guards.offset + kind * ctypes.sizeof(Guard), bytes(record))
+
+
+def _guards(process: Process, agent: Agent) -> list[Patch]:
+    """The guards that are in place, from the agent's own records."""
+    data = process.read(agent.proc + Proc.guards.offset, Proc.guards.size)
+    patches = []
+    for at in range(0, len(data), ctypes.sizeof(Guard)):
+        record = Guard.from_buffer_copy(data, at)
+        module = process.module_at(record.site) if record.site else None
+        if module is None or record.kind >= len(GUARDED):
+            continue
+        original = bytes(record.original[: record.length])
+        plan = replan_guard(module, record.site, original, shadow_stack=process.shadow_stack)
+        patches.append(_guard_patch(agent, record.kind, plan, record.trampoline))
+    return patches
+
+
 def _install_handlers(stopped: Stopped, agent: Agent) -> None:
     """Our handler for SIGSEGV and SIGBUS before the application's, which stays in our table (see agent_fault.c)."""
     process = stopped.process
@@ -124,9 +245,10 @@ def _install_handlers(stopped: Stopped, agent: Agent) -> None:
             flags, mask = SA_ONSTACK, 0
         if not flags & SA_RESTORER:
             restorer = agent.symbol("ub_agent_restorer")
-        ours = _SIGACTION.pack(agent.symbol("ub_agent_on_fault"), flags | SA_SIGINFO | SA_RESTORER, restorer, mask)
-        stopped.write(scratch, ours)
+        flags |= SA_SIGINFO | SA_RESTORER
+        stopped.write(scratch, _SIGACTION.pack(agent.symbol("ub_agent_on_fault"), flags, restorer, mask))
         stopped.syscall(NR_RT_SIGACTION, signal_number, scratch, 0, 8)
+    stopped.unblock_signals((SIGSEGV, SIGBUS))
     _write_field(process, agent.proc, "faults", 1)
 
 
@@ -158,12 +280,17 @@ def leave(process: Process, agent: Agent) -> None:
         _write_field(process, agent.proc, "sessions", sessions)
         if sessions:
             return
-        if _read_field(process, agent.proc, "faults"):
-            _remove_handlers(stopped, agent)
+        if _read_field(process, agent.proc, "faults") and not _remove_handlers(stopped, agent):
+            return
+    guards = _guards(process, agent)
     image = agent_image()
     injector = Injector(process)
     injector.regions.append(Region(agent.code, image.size, "image", NAME, len(image.code)))
     injector.regions.append(Region(agent.threads, _page_up(ctypes.sizeof(Threads)), "memory", "threads"))
+    region = _read_field(process, agent.proc, "guard_region")
+    if region:
+        size = _read_field(process, agent.proc, "guard_region_size")
+        injector.regions.append(Region(region, size, "trampoline", "guards", size))
 
     def before_unmapping(stopped: Stopped) -> None:
         if _read_field(process, agent.proc, "sessions"):
@@ -176,11 +303,13 @@ def leave(process: Process, agent: Agent) -> None:
             if table not in known:
                 injector.regions.append(Region(table, SHADOW_BYTES, "memory", "returns"))
 
-    remove(process, [], injector, before_scan=before_unmapping)
+    remove(process, guards, injector, before_scan=before_unmapping)
 
 
-def _remove_handlers(stopped: Stopped, agent: Agent) -> None:
+def _remove_handlers(stopped: Stopped, agent: Agent) -> bool:
+    """The application's handlers as if we had never been. False when one returns through the agent, which then stays."""
     process = stopped.process
+    gone = True
     scratch = agent.proc + Proc.reserved.offset
     for slot, signal_number in enumerate((SIGSEGV, SIGBUS)):
         stopped.syscall(NR_RT_SIGACTION, signal_number, 0, scratch, 8)
@@ -188,7 +317,10 @@ def _remove_handlers(stopped: Stopped, agent: Agent) -> None:
         if handler == agent.symbol("ub_agent_on_fault"):
             old_at = agent.proc + Proc.old.offset + slot * _SIGACTION.size
             stopped.syscall(NR_RT_SIGACTION, signal_number, old_at, 0, 8)
+            app_handler, _, restorer, _ = _SIGACTION.unpack(process.read(old_at, _SIGACTION.size))
+            gone = gone and (app_handler <= 1 or restorer != agent.symbol("ub_agent_restorer"))
     _write_field(process, agent.proc, "faults", 0)
+    return gone
 
 
 def _shadow_tables(process: Process, agent: Agent) -> list[int]:

@@ -107,6 +107,7 @@ class Attachment:
                 f"process {process.pid} ({process.name}) has a hardware shadow stack, which return probes break",
                 hint="use an entry probe, or start the process with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             )
+        self._armed = False
         self._injector = Injector(process)
         self._agent_injector = Injector(process)
         self._agent: agents.Agent | None = None
@@ -114,9 +115,13 @@ class Attachment:
             with process.stop() as stopped:
                 self._map(stopped)
             first_stop = stopped.elapsed_ns
+            assert self._agent is not None
+            if self._image.faulting:
+                agents.catch_faults(process, self._agent)
             self._build()
             self._shared.describe(self._description())
             report = apply(process, self._patches)
+            self._armed = True
             self.stop_ns = max(first_stop, report.longest_ns)
         except BaseException:
             self._undo()
@@ -127,7 +132,7 @@ class Attachment:
         from userbpf.attach import SealedImage, trampoline_size
 
         injector, image, plans = self._injector, self._image, self._plans
-        self._agent = agents.enter(stopped, self._agent_injector, faulting=image.faulting)
+        self._agent = agents.enter(stopped, self._agent_injector)
         with SealedImage(self.name, image) as sealed:
             self._image_at = injector.map_image(stopped, sealed).addr
         self._map_at: list[int] = []
@@ -294,7 +299,7 @@ class Attachment:
         with contextlib.suppress(ProcessExitedError):
             remove(
                 self.process,
-                self._patches,
+                self._patches if self._armed else [],
                 self._injector,
                 before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
             )

@@ -172,6 +172,8 @@ class LoadedObject:
             for bpf_map in self._maps.values():
                 if bpf_map.is_events:
                     bpf_map.events.restart()
+                elif bpf_map.info.kind == "rodata" and not bpf_map.frozen:
+                    bpf_map.freeze()
             attachment = Attachment(
                 self.name, process, sites, plans, image, self._maps, on_end=self._ended, owns_process=own
             )
