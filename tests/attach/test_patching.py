@@ -21,7 +21,7 @@ from userbpf.process.tracer import thread_state
 from ..process.programs import as_nobody, finish, running, snapshot
 from .hooks import NOTHING, Probes
 
-ROUNDS = 500
+ROUNDS = 125
 
 
 def code_of(process: Process) -> bytes:
@@ -48,7 +48,7 @@ def rounds(program: Path, count: int) -> None:
 
 
 def test_many_rounds_on_a_busy_process_lose_nothing(busy: Path) -> None:
-    rounds(busy, ROUNDS // 4)
+    rounds(busy, ROUNDS)
 
 
 def test_rounds_as_an_ordinary_user(busy: Path) -> None:

@@ -107,7 +107,8 @@ def test_the_death_of_the_controller_lets_everything_go(blocked: Path) -> None:
         reader, writer = os.pipe()
         controller = os.fork()
         if controller == 0:
-            with Process(child.pid) as process, process.stop():
+            with Process(child.pid) as process, process.stop() as stopped:
+                stopped.syscall(GETPID)  # its thread waits outside the signal code now: nobody will restart its call
                 os.write(writer, b"s")
                 signal.pause()
             os._exit(0)

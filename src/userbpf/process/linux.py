@@ -127,9 +127,7 @@ class Process:
             raise ProcessError(f"{who} is this very process", hint="a process cannot stop itself: trace another one")
         if status["State"][0] in "ZX":
             raise ProcessError(f"{who} has ended and is a zombie", hint="its parent has only to collect its status")
-        with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-            flags = int(file.read().rpartition(")")[2].split()[6])
-        if flags & _PF_KTHREAD:
+        if int(self.stat()[6]) & _PF_KTHREAD:
             raise ProcessError(f"{who} is a thread of the kernel", hint="user-space probes need a user-space process")
 
     def _check_machine(self) -> None:
@@ -150,7 +148,7 @@ class Process:
         if error.errno not in (errno.EPERM, errno.EACCES):
             return ProcessError(f"{who} could not be {verb}: {error.strerror}")
         try:
-            uid = int(self.status()["Uid"].split()[0])
+            uid = int(read_status(f"/proc/{self.pid}/status")["Uid"].split()[0])
         except (OSError, KeyError, ValueError):
             return ProcessExitedError(f"{who} has ended")
         if uid != os.geteuid() and os.geteuid() != 0:
@@ -175,7 +173,18 @@ class Process:
 
     def status(self) -> dict[str, str]:
         """``/proc/PID/status`` by field name."""
-        return read_status(f"/proc/{self.pid}/status")
+        try:
+            return read_status(f"/proc/{self.pid}/status")
+        except OSError as error:
+            raise self.denied("read", error) from None
+
+    def stat(self) -> list[str]:
+        """The fields of ``/proc/PID/stat`` behind the name, the state first: field number n of proc(5) is at n - 3."""
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+                return file.read().rpartition(")")[2].split()
+        except OSError as error:
+            raise self.denied("read", error) from None
 
     @property
     def alive(self) -> bool:
@@ -279,7 +288,10 @@ class Process:
     @property
     def entry_point(self) -> int:
         """Where the executable's own code begins: AT_ENTRY."""
-        return self.auxv()[_AT_ENTRY]
+        auxv = self.auxv()
+        if _AT_ENTRY not in auxv:  # the vector goes with the address space
+            raise ProcessExitedError(f"process {self.pid} ({self.name}) has ended")
+        return auxv[_AT_ENTRY]
 
     def vdso_symbol(self, name: str) -> int | None:
         """Address of a function of the vDSO, for instance ``__vdso_clock_gettime``; None when there is none."""
@@ -296,11 +308,9 @@ class Process:
                 min_addr = int(file.read())
         except (OSError, ValueError):
             min_addr = 65536
-        with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-            brk_start = int(file.read().rpartition(")")[2].split()[44])
-        return find_gap(
-            self.mappings(), near, size, near_end=near_end, min_addr=max(min_addr, 65536), brk_start=brk_start
-        )
+        brk_start = int(self.stat()[44])
+        min_addr = max(min_addr, 65536)
+        return find_gap(self.mappings(), near, size, near_end=near_end, min_addr=min_addr, brk_start=brk_start)
 
     # -- memory ------------------------------------------------------------------------------------
 

@@ -357,10 +357,7 @@ def _own_filters() -> int:
 def _refuse_traced(process: Process) -> None:
     deadline = time.monotonic() + 1.0
     while True:
-        try:
-            tracer = int(process.status().get("TracerPid", "0"))
-        except OSError as error:
-            raise process.denied("read", error) from None
+        tracer = int(process.status().get("TracerPid", "0"))
         if not tracer:
             return
         # TracerPid is a thread's id. A worker of ours that ends may still be letting go.
