@@ -205,6 +205,33 @@ class Generator:
         self.add(0x07, 8, imm=1)
         self.add(rng.choice((0xA5, 0x55, 0xC5)), 8, 0, -len(kept) - 2, rng.randrange(2, 12))
 
+    def choice(self) -> None:
+        """One of two numbers, by a condition that nothing is known about; perhaps through a copy or a spill."""
+        rng = self.rng
+        number = rng.choice((3, 4, 5, 7, 8))
+        small, large = rng.randrange(0, 30), rng.choice((rng.randrange(20, 60), 200))
+        self.add(0xB7, number, imm=rng.choice((small, large)))
+        self.add(0x79, 2, 6, rng.randrange(0, 21) * 8)
+        self.add(rng.choice((0x15, 0x25, 0x65)), 2, 0, 1, rng.randrange(0, 9))
+        self.add(0xB7, number, imm=rng.choice((small, large)))
+        kind = rng.randrange(4)
+        if kind == 0:
+            slot = self.slot(8)
+            self.add(0x7B, 10, number, slot)
+            self.add(0x79, self.reg(), 10, slot)
+        elif kind == 1:
+            copy = self.reg()
+            self.add(0xBF, copy, number)
+            if rng.random() < 0.5:
+                self.add(0x07, copy, imm=rng.randrange(1, 9))
+            self.add(rng.choice((0x25, 0x35, 0xA5, 0xB5)), copy, 0, rng.randrange(1, 6), rng.randrange(5, 60))
+
+    def globals(self) -> None:
+        """Accesses of global variables: never NULL, so the index is what counts."""
+        self.out += (Insn(0x18, 9, 6, 0, 6), Insn(0, 0, 0, 0, self.rng.choice((0, 8, 100))))
+        for _ in range(self.rng.randrange(1, 4)):
+            self.value(9)
+
     def call(self) -> None:
         """To the subprogram; its entry is not known yet."""
         self.add(0xBF, 1, self.rng.choice((2, 7, 10)))
@@ -223,6 +250,8 @@ def _body(generator: Generator, length: int, *, calls: bool) -> None:
         + [generator.stack] * 6
         + [generator.variable_stack] * 2
         + [generator.lookup] * 4
+        + [generator.globals] * 3
+        + [generator.choice] * 4
         + [generator.read_user]
         + [generator.record]
         + [generator.loop]

@@ -166,6 +166,12 @@ def _pointer(pointer: Reg, number: int, offset: Reg, name: str, op: int, symbol:
         if op == BPF_ADD and offset.is_zero and pointer.kind is Kind.MAP:
             return pointer
         raise Reject("bad-pointer-arith", f"r{number} is {pointer.describe()}: it cannot be moved", reg=number)
+    if op == BPF_SUB and pointer.kind is Kind.STACK:
+        raise Reject(
+            "bad-pointer-arith",
+            f"{name} is subtracted from r{number}, {pointer.describe()}: offsets of the stack are added",
+            reg=number,
+        )
     check_offset(offset.rng, 0, name)
     check_offset(pointer.rng, pointer.off, f"r{number}")
     if offset.rng.is_const:

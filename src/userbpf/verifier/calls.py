@@ -372,7 +372,7 @@ def key_in_range(env: Env, spec: MapSpec, key: Reg) -> bool:
     if slot.types[byte : byte + 4] == bytes([ZERO]) * 4:
         return spec.max_entries > 0
     held = slot.spilled
-    if held is None or byte != 0 or slot.spill_size < 4 or held.kind is not Kind.SCALAR or not held.rng.is_const:
+    if held is None or byte != 0 or slot.spill_size != 4 or held.kind is not Kind.SCALAR or not held.rng.is_const:
         return False
     if held.rng.value & bounds.U32 >= spec.max_entries:
         return False

@@ -241,14 +241,18 @@ def atomic(env: Env, insn: Insn) -> None:
             known=(f"r{insn.dst} is {pointer.describe()}",),
             reg=insn.dst,
         )
+    fetched = None if not insn.imm & BPF_FETCH else 0 if insn.imm == BPF_CMPXCHG else insn.src
+    if fetched == insn.dst:
+        # As in Linux, where the pointer is gone before the write is checked.
+        raise Reject("bad-pointer", f"the atomic operation returns the old value in r{fetched}, its own pointer")
     old = _read(env, pointer, insn.off, size, insn.dst)
     if old.is_pointer:
         raise Reject("bad-pointer-arith", f"an atomic operation changes {old.describe()} on the stack", reg=insn.dst)
     # The new value is not followed; a constant source would be wrong as a spill.
     _write(env, pointer, insn.off, size, insn.dst, UNKNOWN_SCALAR, -1)
     env.note = 0
-    if insn.imm & BPF_FETCH:
-        env.write(0 if insn.imm == BPF_CMPXCHG else insn.src, scalar(bounds.trunc(bounds.UNKNOWN, size)))
+    if fetched is not None:
+        env.write(fetched, scalar(bounds.trunc(bounds.UNKNOWN, size)))
 
 
 def direct_value(env: Env, index: int, offset: int) -> Reg:
