@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +101,32 @@ def test_an_exception_in_the_block_lets_everything_go(blocked: Path) -> None:
                 stopped.syscall(GETPID)
                 raise error
             assert process.status()["TracerPid"] == "0"
+        assert finish(child)[0] == 0
+
+
+def test_interrupts_at_any_moment_let_everything_go(blocked: Path) -> None:
+    with running([str(blocked)]) as child, Process(child.pid) as process:
+        before = snapshot(child.pid)
+        interrupted = 0
+        deadline = time.monotonic() + 20
+        while interrupted < 40:
+            assert time.monotonic() < deadline
+            timer = threading.Timer(0.0001 * interrupted, os.kill, (os.getpid(), signal.SIGINT))
+            try:
+                timer.start()
+                while True:
+                    with process.stop() as stopped:
+                        stopped.send_fds([])
+                        stopped.syscall(GETPID)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                timer.join()
+        gc.collect()
+        with process.stop():
+            pass
+        assert process.status()["TracerPid"] == "0"
+        assert snapshot(child.pid) == before
         assert finish(child)[0] == 0
 
 

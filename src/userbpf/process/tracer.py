@@ -26,6 +26,7 @@ import signal
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -70,6 +71,15 @@ class RseqConfiguration(ctypes.Structure):
     ]
 
 
+def _work(requests: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """The worker thread. It holds no reference to its Tracer while it waits."""
+    with contextlib.suppress(PermissionError):  # only root may, and then the target stands still for less long
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)
+    while (request := requests.get()) is not None:
+        request()
+        del request
+
+
 class Tracer:
     """The worker thread, and the ptrace steps that run in it.
 
@@ -78,14 +88,10 @@ class Tracer:
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="userbpf-tracer", daemon=True)
+        self._thread = threading.Thread(target=_work, args=(self._requests,), name="userbpf-tracer", daemon=True)
         self._thread.start()
-
-    def _work(self) -> None:
-        with contextlib.suppress(PermissionError):  # only root may, and then the target stands still for less long
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)
-        while (request := self._requests.get()) is not None:
-            request()
+        # An interrupt can keep `finish` from being called; then the worker ends with the last reference to this object.
+        weakref.finalize(self, self._requests.put, None)
 
     def run(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function(*args)`` in the worker and return or raise what it does.
