@@ -19,9 +19,9 @@ PURE = ("isa", "tables", "btf", "object", "verifier")
 
 IMPURE_MODULES = {
     *("os", "ctypes", "subprocess", "mmap", "socket", "signal", "shutil", "tempfile", "fcntl", "resource", "select"),
-    *("llvmlite", "ziglang", "lief", "iced_x86", "numpy", "typer", "rich"),
+    *("llvmlite", "ziglang", "iced_x86", "numpy", "typer", "rich"),
 }
-NOT_ON_IMPORT = ("llvmlite", "lief", "iced_x86", "numpy", "typer", "rich")
+NOT_ON_IMPORT = ("llvmlite", "iced_x86", "numpy", "typer", "rich")
 
 
 def documented_order() -> list[str]:

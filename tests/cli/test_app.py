@@ -36,7 +36,7 @@ def test_help_imports_no_verb_and_no_llvm() -> None:
         "from userbpf.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = ('llvmlite', 'lief', 'iced_x86', 'numpy', 'rich', 'userbpf.cli.inspect', 'userbpf.object')\n"
+        "heavy = ('llvmlite', 'iced_x86', 'numpy', 'rich', 'userbpf.cli.inspect', 'userbpf.object')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
