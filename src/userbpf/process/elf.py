@@ -2,7 +2,8 @@
 
 pyelftools reads the headers; the tables are unpacked whole (importing lief, which would do both, takes 0.35 s, a
 third of what an attachment may take from command to first event). The binary search table of .eh_frame_hdr gives the
-extents of functions that have no symbol (stripped files). Sources: System V gABI (symbol table), LSB Core "Exception Frames" and ".eh_frame_hdr".
+extents of functions that have no symbol (stripped files). Sources: System V gABI (symbol table), LSB Core "Exception
+Frames" and ".eh_frame_hdr".
 """
 
 from __future__ import annotations
