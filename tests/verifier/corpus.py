@@ -2,7 +2,8 @@
 
 A case is a line ``## name: verdict`` and the program below it. The verdict is ``ok`` or the code of the rejection.
 A note after ``|`` says where Linux 6.18 with CAP_PERFMON differs and why: ``looser`` when we accept what it rejects
-(each has an argument why that is safe), ``stricter`` when we reject what it accepts.
+(each has an argument why that is safe), ``stricter`` when we reject what it accepts, ``skip`` when it
+cannot be asked.
 
 Macros: ``@lookup N`` calls bpf_map_lookup_elem on map N with a key on the stack; ``@value N`` also leaves when the
 result is NULL; ``@key`` writes an 8-byte key at r10-8 and points r2 to it; ``@ctx`` keeps the context in r6.

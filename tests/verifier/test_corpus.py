@@ -13,9 +13,9 @@ LIMITS = Limits(visited=20_000)
 """Small, so that the program that is too complex is quick to be so."""
 
 
-def verdict(case: Case) -> str:
+def verdict(case: Case, limits: Limits = LIMITS) -> str:
     try:
-        result = verify(case.program(), limits=LIMITS)
+        result = verify(case.program(), limits=limits)
     except RejectedError as error:
         assert isinstance(error, VerifierError)
         text = str(error)
@@ -38,6 +38,12 @@ def test_verdict_is_as_the_rules_demand(case: Case) -> None:
     assert verdict(case) == case.verdict
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_verdict_does_not_depend_on_the_states_kept(case: Case) -> None:
+    """Pruning at every chance must not hide a mistake, and must not invent one."""
+    assert verdict(case, Limits(visited=20_000, store_often=True)) == case.verdict
+
+
 def test_every_rejection_code_has_a_remedy() -> None:
     from userbpf.verifier.remedies import REMEDIES
 
@@ -49,7 +55,7 @@ def test_we_agree_with_the_kernel() -> None:
     oracle = Oracle()
     table = {"both accept": 0, "both reject": 0, "we are stricter": 0, "we are looser": 0}
     wrong = []
-    for case in CASES:
+    for case in (case for case in CASES if case.kernel_accepts is not None):
         ours = verdict(case) == "ok"
         kernel, log = oracle.verdict(case.program())
         row = ("both accept" if kernel else "we are looser") if ours else "we are stricter" if kernel else "both reject"

@@ -23,7 +23,7 @@ from userbpf.verifier.facts import Kind, Recorder
 from userbpf.verifier.state import Frame, Reg
 
 NOP = Insn(0x05, 0, 0, 0, 0)
-LIMITS = Limits(visited=5_000)
+LIMITS = Limits(visited=5_000, store_often=True)
 
 
 def as_program(insns: tuple[Insn, ...], subprogs: tuple[Subprog, ...]) -> Program:
@@ -60,7 +60,7 @@ def test_random_programs_keep_their_promises(seed: int) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.accepted], ids=lambda case: case.name)
 def test_accepted_cases_keep_their_promises(case: Case) -> None:
     program = case.program()
-    facts = verify(program).facts
+    facts = verify(program, limits=Limits(store_often=True)).facts
     for seed in range(5):
         Machine(program, facts, random.Random(seed)).run()
 

@@ -75,10 +75,12 @@ def call_helper(env: Env, number: int) -> None:
 def _offered(env: Env, number: int) -> Helper:
     helper = HELPERS.get(number)
     if helper is None:
-        if number == CORE_POISON:
+        reasons = [failure.reason for failure in env.program.core_failures if failure.insn == env.pc]
+        if reasons or number == CORE_POISON:
             raise Reject(
                 "unsupported",
-                "this access needs a CO-RE relocation that failed: the field or type does not exist here",
+                f"this access needs a CO-RE relocation that failed: "
+                f"{reasons[0] if reasons else 'the field or type does not exist here'}",
                 help="guard the access:\nif (bpf_core_field_exists(ptr->field)) …",
             )
         raise Reject("helper-unsupported", f"helper {number} does not exist")

@@ -277,14 +277,15 @@ class Walk:
         """Compare with the states stored here; store this one when it may help later (is_state_visited)."""
         env, shape = self.env, self.shape
         state = env.state
-        keep = self._jumps - self._last_jumps >= 2 and self.visited - self._last_visited >= 8
+        often = env.limits.store_often
+        keep = often or (self._jumps - self._last_jumps >= 2 and self.visited - self._last_visited >= 8)
         stored = self._explored.setdefault(pc, [])
         for old in stored[:]:
             if old.branches:
                 if pruning.same(shape, old, state, pc):
                     raise Reject("infinite-loop", "the loop comes back here with nothing changed: it may never end")
                 # Turns of a running loop differ and seldom help each other: store few of them.
-                if self._jumps - self._last_jumps < 20 and self.visited - self._last_visited < 100:
+                if not often and self._jumps - self._last_jumps < 20 and self.visited - self._last_visited < 100:
                     keep = False
             elif pruning.covers(shape, old, state, pc):
                 old.hits += 1
