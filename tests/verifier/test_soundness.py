@@ -116,3 +116,21 @@ def test_concrete_values_stay_in_the_abstract_states(seed: int) -> None:
             for pc, regs in machine.seen:
                 if not any(holds(state, regs) for state in Tracing.states.get(pc, ())):
                     raise Violation(f"instruction {pc}: {regs} is in no abstract state")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 1 << 32))
+def test_damaged_programs_get_a_verdict(seed: int) -> None:
+    """Whatever a program holds: it is accepted, or rejected with a diagnosis that can be printed."""
+    rng = random.Random(seed)
+    insns, subprogs = generate(rng)
+    damaged = list(insns)
+    for _ in range(rng.randrange(1, 4)):
+        index = rng.randrange(len(damaged))
+        name = rng.choice(("op", "dst", "src", "off", "imm", "dst", "imm"))
+        value = {"op": rng.randrange(256), "dst": rng.randrange(12), "src": rng.randrange(12)}
+        damaged[index] = damaged[index]._replace(**{name: value.get(name, rng.randrange(-40, 220))})
+    try:
+        verify(as_program(tuple(damaged), subprogs), limits=LIMITS)
+    except RejectedError as error:
+        assert str(error).startswith("error[")

@@ -43,7 +43,6 @@ INVERSE = {
 _SWAPPED = {BPF_JGE: BPF_JLE, BPF_JGT: BPF_JLT, BPF_JSGE: BPF_JSLE, BPF_JSGT: BPF_JSLT}
 
 Pair = tuple[Range, Range]
-_Views = list[int]
 
 
 def holds(op: int, a: int, b: int, *, is32: bool) -> bool:
@@ -90,21 +89,19 @@ def refine(op: int, a: Range, b: Range, *, is32: bool) -> Pair | None:
     # Views: umin umax smin smax u32min u32max s32min s32max
     low = (4 if is32 else 0) + (2 if op in (BPF_JSLT, BPF_JSLE) else 0)
     gap = 1 if op in (BPF_JLT, BPF_JSLT) else 0
-    va[low + 1] = min(va[low + 1], vb[low + 1] - gap)
-    vb[low] = max(vb[low], a.views()[low] + gap)
-    if va[low] > va[low + 1] or vb[low] > vb[low + 1]:
+    high_a = vb[low + 1] - gap
+    low_b = va[low] + gap
+    if va[low] > high_a or low_b > vb[low + 1]:
         return None
-    return _pair(a, va, b, vb)
-
-
-def _pair(a: Range, va: _Views, b: Range, vb: _Views) -> Pair | None:
-    new_a = a if a.is_const else make(a.tnum, *va)
-    if new_a is None or (a.is_const and not a.fits(*va)):
-        return None
-    new_b = b if b.is_const else make(b.tnum, *vb)
-    if new_b is None or (b.is_const and not b.fits(*vb)):
-        return None
-    return new_a, new_b
+    new_a: Range | None = a
+    if high_a < va[low + 1]:
+        va[low + 1] = high_a
+        new_a = make(a.tnum, *va)
+    new_b: Range | None = b
+    if low_b > vb[low]:
+        vb[low] = low_b
+        new_b = make(b.tnum, *vb)
+    return None if new_a is None or new_b is None else (new_a, new_b)
 
 
 def _equal(a: Range, b: Range) -> Pair | None:
