@@ -54,11 +54,14 @@ def compile_module(ir: str, runtime: bytes, exported: Iterable[str]) -> tuple[by
     for function in module.functions:
         if not function.is_declaration and function.name not in keep:
             function.linkage = "internal"
+    # Most of the runtime is not called: it must be gone before anything is spent on optimising it.
+    sweep = llvm.create_new_module_pass_manager()
+    sweep.add_global_dead_code_eliminate_pass()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = False
     options.slp_vectorization = False
     options.loop_unrolling = True
     builder = llvm.create_pass_builder(machine, options)
-    passes = builder.getModulePassManager()
-    passes.run(module, builder)
+    sweep.run(module, builder)
+    builder.getModulePassManager().run(module, builder)
     return machine.emit_object(module), str(module)
