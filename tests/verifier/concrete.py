@@ -205,8 +205,6 @@ class Machine:
             value = regs[number]
             if value is None or not self.live[pc] >> number & 1:
                 continue  # nobody reads it from here on: the fact is about other paths
-            if kind is Kind.NONE:
-                raise Violation(f"instruction {pc}: r{number} is set and live, and has no kind")
             if kind in (Kind.CTX, Kind.STACK, Kind.MAP_VALUE, Kind.MEM):
                 region = self.near(value)
                 null = value == 0 and kind in (Kind.MAP_VALUE, Kind.MEM)
