@@ -6,6 +6,11 @@
 
 extern struct ub_proc ub_proc __attribute__((visibility("hidden")));
 
+UB_INLINE uint64_t ub_thread_pointer(void)
+{
+    return ub_proc.tp_self ? ub_thread_pointer_self() : ub_thread_pointer_register();
+}
+
 int64_t ub_agent_copy_from_user(void *dst, const void *src, uint64_t n);
 int64_t ub_agent_strncpy_from_user(void *dst, const void *src, uint64_t n);
 

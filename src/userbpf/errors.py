@@ -108,9 +108,7 @@ class MapError(UserBpfError):
 
     code = "map"
 
-    def __init__(
-        self, message: str, *, errno: int, place: Place | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, errno: int, place: Place | None = None, hint: str | None = None) -> None:
         super().__init__(message, place=place, hint=hint)
         self.errno = errno
 

@@ -249,22 +249,26 @@ class Btf:
         if self._by_name is not None or self._searches > _SEARCHES_BEFORE_TABLE or not name:
             names = self._own_names()
             return names.get(name, []), self._flavors.get(name, [])
-        text = name.encode()
-        exact, flavored = set(_occurrences(self._strings, text + b"\0")), set()
-        for at in _occurrences(self._strings, text + b"___"):
-            whole = self._strings[at : self._strings.index(b"\0", at)].decode("utf-8", "replace")
-            if essential_name(whole) == name:
-                flavored.add(at)
+        exact, flavored = self._spellings(name)
         found: tuple[list[int], list[int]] = ([], [])
         if exact or flavored:
-            first = self._first_string
-            exact, flavored = {at + first for at in exact}, {at + first for at in flavored}
             for type_id, offset in enumerate(self._heads[::2], self.first_id):
                 if offset in exact:
                     found[0].append(type_id)
                 elif offset in flavored:
                     found[1].append(type_id)
         return found
+
+    def _spellings(self, name: str) -> tuple[set[int], set[int]]:
+        """String offsets of ``name`` and of its flavors; a split BTF's types may be named in its base's strings."""
+        exact, flavored = self.base._spellings(name) if self.base is not None else (set(), set())
+        text, first = name.encode(), self._first_string
+        exact.update(first + at for at in _occurrences(self._strings, text + b"\0"))
+        for at in _occurrences(self._strings, text + b"___"):
+            whole = self._strings[at : self._strings.index(b"\0", at)].decode("utf-8", "replace")
+            if essential_name(whole) == name:
+                flavored.add(first + at)
+        return exact, flavored
 
     def find_all(self, name: str, kind: Kind | None = None) -> list[int]:
         """All ids of types called ``name`` (of ``kind`` when given), in order, those of ``base`` first."""

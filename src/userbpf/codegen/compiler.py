@@ -66,14 +66,15 @@ def needs_trace(verified: Verified) -> bool:
     return any(HELPERS[call.helper].implicit_map is not None for call in verified.facts.calls.values())
 
 
-def compile_programs(requests: Sequence[Request], maps: Sequence[MapBinding]) -> CodeImage:
+def compile_programs(requests: Sequence[Request], maps: Sequence[MapBinding], *, tp_self: bool = True) -> CodeImage:
     """Compiles all programs into one image.
 
     maps: every map that a program refers to, and :data:`TRACE` when one prints. Entries of the result are in the
-    order of the requests. Raises CodegenError; the programs are verified, so that is a defect or a feature that
+    order of the requests. tp_self: in the processes that the image is for, every thread's pointer stands at its own
+    address (glibc, musl); else it is read from the register, which is slower. Raises CodegenError; the programs are verified, so that is a defect or a feature that
     has no machine code yet.
     """
-    ir, exported = module_ir(requests, maps)
+    ir, exported = module_ir(requests, maps, tp_self=tp_self)
     elf, _ = compile_module(ir, runtime_bitcode(), exported)
     data_symbols = {"ub_env": 0, "ub_map_bases": ENV_SIZE}
     image = link(elf, data_symbols, ENV_SIZE + 8 * len(maps))
@@ -86,13 +87,15 @@ def compile_programs(requests: Sequence[Request], maps: Sequence[MapBinding]) ->
     )
 
 
-def optimised_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> str:
+def optimised_ir(requests: Sequence[Request], maps: Sequence[MapBinding], *, tp_self: bool = True) -> str:
     """The module after optimisation, to look at."""
-    ir, exported = module_ir(requests, maps)
+    ir, exported = module_ir(requests, maps, tp_self=tp_self)
     return compile_module(ir, runtime_bitcode(), exported)[1]
 
 
-def module_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> tuple[str, list[str]]:
+def module_ir(
+    requests: Sequence[Request], maps: Sequence[MapBinding], *, tp_self: bool = True
+) -> tuple[str, list[str]]:
     """IR of the whole module before the runtime is linked in, and the symbols that must stay."""
     numbers = {binding.name: n for n, binding in enumerate(maps)}
     calls = CallLowering([binding.definition for binding in maps], numbers.get(TRACE))
@@ -117,7 +120,7 @@ def module_ir(requests: Sequence[Request], maps: Sequence[MapBinding]) -> tuple[
         if entry.body is not None:
             parts.append(writer.plain(entry.body) if request.kind is HookKind.PLAIN else writer.body(entry.body))
             exported.append(entry.body)
-    return _prelude(maps, calls) + "\n".join(parts), exported
+    return _prelude(maps, calls, tp_self) + "\n".join(parts), exported
 
 
 def _entry(n: int, request: Request) -> Entry:
@@ -134,7 +137,7 @@ def _entry(n: int, request: Request) -> Entry:
     return Entry(program.name, kind, None, agent, f"body.{n}")
 
 
-def _prelude(maps: Sequence[MapBinding], calls: CallLowering) -> str:
+def _prelude(maps: Sequence[MapBinding], calls: CallLowering, tp_self: bool) -> str:
     definitions = b"".join(binding.definition for binding in maps)
     if any(len(binding.definition) != DEF_SIZE for binding in maps):
         raise CodegenError("a map definition has the wrong size: the native library is of another version")
@@ -144,6 +147,7 @@ def _prelude(maps: Sequence[MapBinding], calls: CallLowering) -> str:
         f"@ub_env = external hidden global [{ENV_SIZE} x i8], align 8",
         "@ub_map_bases = external hidden global [0 x ptr], align 8",
         f'@ub_map_defs = internal constant [{len(definitions)} x i8] c"{escaped}", align 8',
+        f"@ub_tp_self = hidden constant i32 {int(tp_self)}, align 4",
         "declare ptr @llvm.addressofreturnaddress.p0()",
         "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
         "declare i16 @llvm.bswap.i16(i16)",

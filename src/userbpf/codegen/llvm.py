@@ -54,6 +54,9 @@ def compile_module(ir: str, runtime: bytes, exported: Iterable[str]) -> tuple[by
     for function in module.functions:
         if not function.is_declaration and function.name not in keep:
             function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
     # Most of the runtime is not called: it must be gone before anything is spent on optimising it.
     sweep = llvm.create_new_module_pass_manager()
     sweep.add_global_dead_code_eliminate_pass()

@@ -201,6 +201,7 @@ class Proc(ctypes.Structure):
         ("threads", c_uint64),
         ("sessions", c_uint32),
         ("faults", c_uint32),
+        ("tp_self", c_uint64),
         ("reserved", c_uint64 * 4),
         ("restorer", c_uint64),
         ("guard_region", c_uint64),

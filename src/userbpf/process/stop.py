@@ -315,6 +315,19 @@ class Stopped:
 
     # -- the C library's thread id -----------------------------------------------------------------
 
+    def thread_pointers_are_self(self) -> bool:
+        """True when every thread's pointer stands at the address that it points to, as the ABI of C libraries has it
+        (ELF Handling for Thread-Local Storage, variant II)."""
+        for regs in self.threads.values():
+            try:
+                if not regs.thread_pointer or struct.unpack("<Q", self.read(regs.thread_pointer, 8))[0] != (
+                    regs.thread_pointer
+                ):
+                    return False
+            except ProcessError:
+                return False
+        return True
+
     def thread_id_offset(self) -> int | None:
         """Offset from the thread pointer at which every thread's own id is kept as a u32; None when there is no such.
 

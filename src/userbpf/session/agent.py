@@ -125,6 +125,7 @@ def _map(stopped: Stopped, injector: Injector) -> Agent:
     head = Proc()
     head.abi = 1
     head.threads = threads
+    head.tp_self = stopped.thread_pointers_are_self()
     injector.write(proc, bytes(head)[: Proc.shadows.offset])
     return Agent(region.addr, proc, threads)
 
@@ -307,7 +308,7 @@ def leave(process: Process, agent: Agent) -> None:
 
 
 def _remove_handlers(stopped: Stopped, agent: Agent) -> bool:
-    """The application's handlers as if we had never been. False when one returns through the agent, which then stays."""
+    """The application's handlers as if we had never been. False when one returns through the agent: it must stay."""
     process = stopped.process
     gone = True
     scratch = agent.proc + Proc.reserved.offset

@@ -80,7 +80,7 @@ class LoadedObject:
         self.programs: Mapping[str, Verified] = MappingProxyType({c.program.name: c.verified for c in self._chosen})
         self._maps: dict[str, Map] = {}
         self._attachments: list[Attachment] = []
-        self._images: dict[tuple[tuple[str, HookKind], ...], CodeImage] = {}
+        self._images: dict[tuple[tuple[tuple[str, HookKind], ...], bool], CodeImage] = {}
         self._closed = False
         try:
             self._create_maps()
@@ -168,7 +168,9 @@ class LoadedObject:
                 if site.addr not in plans:
                     plans[site.addr] = plan_site(process, site.module, site.addr, site.function)
             kinds = {(site.prog, site.hook_kind(plans[site.addr])) for site in sites}
-            image = self._image(sorted(kinds, key=lambda key: (key[0], key[1].value)))
+            with process.stop() as stopped:
+                tp_self = stopped.thread_pointers_are_self()
+            image = self._image(sorted(kinds, key=lambda key: (key[0], key[1].value)), tp_self=tp_self)
             for bpf_map in self._maps.values():
                 if bpf_map.is_events:
                     bpf_map.events.restart()
@@ -184,11 +186,11 @@ class LoadedObject:
         self._attachments.append(attachment)
         return attachment
 
-    def _image(self, wanted: Sequence[tuple[str, HookKind]]) -> CodeImage:
+    def _image(self, wanted: Sequence[tuple[str, HookKind]], *, tp_self: bool) -> CodeImage:
         """The machine code for these programs at these kinds of place; made once, shared by all targets."""
         from userbpf.codegen import TRACE, MapBinding, Request, compile_programs, needs_trace
 
-        key = tuple(wanted)
+        key = (tuple(wanted), tp_self)
         if key not in self._images:
             requests = [Request(self.programs[name], kind) for name, kind in wanted]
             names = [spec.name for r in requests for spec in r.verified.program.maps]
@@ -199,7 +201,7 @@ class LoadedObject:
                 MapBinding(name, self._maps[name].type, bytes(self._maps[name].definition))
                 for name in dict.fromkeys(names)
             ]
-            self._images[key] = compile_programs(requests, bindings)
+            self._images[key] = compile_programs(requests, bindings, tp_self=tp_self)
         return self._images[key]
 
     # ---- end -----------------------------------------------------------------------------------------
