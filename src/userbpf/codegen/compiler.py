@@ -71,8 +71,8 @@ def compile_programs(requests: Sequence[Request], maps: Sequence[MapBinding], *,
 
     maps: every map that a program refers to, and :data:`TRACE` when one prints. Entries of the result are in the
     order of the requests. tp_self: in the processes that the image is for, every thread's pointer stands at its own
-    address (glibc, musl); else it is read from the register, which is slower. Raises CodegenError; the programs are verified, so that is a defect or a feature that
-    has no machine code yet.
+    address (glibc, musl); else it is read from the register, which is slower. Raises CodegenError; the programs are
+    verified, so that is a defect or a feature that has no machine code yet.
     """
     ir, exported = module_ir(requests, maps, tp_self=tp_self)
     elf, _ = compile_module(ir, runtime_bitcode(), exported)
