@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json as json_module
 import signal
 import sys
 import threading
@@ -59,6 +60,9 @@ def attach(
         list[str] | None,
         typer.Option(help="[PROG=]PATH:SYMBOL[+OFFSET]: where to attach a program; may be repeated."),
     ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of a const volatile global; may be repeated.")
+    ] = None,
     event_type: Annotated[
         list[str] | None, typer.Option(help="MAP=STRUCT: decode a buffer's events as this type; may be repeated.")
     ] = None,
@@ -76,7 +80,10 @@ def attach(
         raise AttachError(
             "say what to attach to: either --pid PID or -- COMMAND", hint=f"userbpf attach {obj} --pid 1234"
         )
-    with load(obj, programs=prog) as loaded, _target(pid, command, json) as process:
+    with (
+        load(obj, programs=prog, constants=_constants(constant or [])) as loaded,
+        _target(pid, command, json) as process,
+    ):
         for item in event_type or []:
             name, _, type_name = item.partition("=")
             _event_map(loaded, name).typed(type_name)
@@ -91,6 +98,23 @@ def attach(
         finally:
             attachment.detach()
         _report(loaded, attachment, collected, json=json)
+
+
+def _constants(items: list[str]) -> dict[str, Any]:
+    """Values are JSON (numbers, true, lists); what is not is text."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise AttachError(f"{item!r} is not NAME=VALUE", hint="--set threshold=100")
+        try:
+            values[name] = int(text, 0)
+        except ValueError:
+            try:
+                values[name] = json_module.loads(text)
+            except ValueError:
+                values[name] = text
+    return values
 
 
 def _targets(items: list[str]) -> dict[str, str]:

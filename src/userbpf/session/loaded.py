@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from userbpf.errors import AttachError, ObjectError, Place, UserBpfError
+from userbpf.errors import AttachError, ObjectError, Place, UnsupportedError, UserBpfError
 from userbpf.kernel.host import kernel_btf, running_kernel
 from userbpf.maps import Map
 from userbpf.object import MapSpec, Object, Program
+from userbpf.session.constants import set_constants, with_maps
 from userbpf.session.events import event_types
-from userbpf.tables.maps import MapType
+from userbpf.tables.maps import MAP_TYPES, MapType, type_name
 from userbpf.verifier import Verified, verify
 
 if TYPE_CHECKING:
@@ -50,14 +51,17 @@ def read_object(path: str | Path) -> Object:
     return Object.parse(data, name=str(path), kernel_btf=kernel_btf, kernel=running_kernel())
 
 
-def load(path: str | Path, *, programs: Sequence[str] | None = None) -> LoadedObject:
+def load(
+    path: str | Path, *, programs: Sequence[str] | None = None, constants: Mapping[str, Any] | None = None
+) -> LoadedObject:
     """Reads, verifies and prepares an object: ``load("prog.bpf.c")`` or ``load("prog.bpf.o")``.
 
     programs: names (or glob patterns) of the programs to load; by default all whose section name does not begin
-    with ``?``. Every one of them is verified: a VerifierError says what is wrong and where. The result owns the
-    maps; use it as a context manager or call :meth:`LoadedObject.close`.
+    with ``?``. Every one of them is verified: a VerifierError says what is wrong and where. constants: values for
+    ``const volatile`` globals by name. The result owns the maps; use it as a context manager or call
+    :meth:`LoadedObject.close`.
     """
-    return LoadedObject(read_object(path), programs=programs)
+    return LoadedObject(read_object(path), programs=programs, constants=constants)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,13 @@ class LoadedObject:
     programs: the verified programs by name. maps: by the names in the object, global data included (``.bss`` …).
     """
 
-    def __init__(self, obj: Object, *, programs: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, obj: Object, *, programs: Sequence[str] | None = None, constants: Mapping[str, Any] | None = None
+    ) -> None:
         self.object = obj
         self.name = Path(obj.name).name.partition(".")[0] or "object"
-        chosen = _choose(obj, programs)
+        self._specs = set_constants(obj.maps, constants or {}, obj.name)
+        chosen = with_maps(_choose(obj, programs), self._specs)
         self._chosen = [_Chosen(program, verify(program)) for program in chosen]
         self.programs: Mapping[str, Verified] = MappingProxyType({c.program.name: c.verified for c in self._chosen})
         self._maps: dict[str, Map] = {}
@@ -92,12 +99,21 @@ class LoadedObject:
 
     def _create_maps(self) -> None:
         used = {spec.name for c in self._chosen for spec in c.program.maps}
-        for spec in self.object.maps.values():
-            if spec.name in used or _is_offered(spec):
+        for spec in self._specs.values():
+            if spec.type in MAP_TYPES:
                 self._maps[spec.name] = Map.create(spec)
-        for name, type_name in event_types(self.programs.values(), self.object.btf).items():
+                if spec.kind == "rodata":
+                    # What the verifier took for granted: nobody may change it any more.
+                    self._maps[spec.name].freeze()
+            elif spec.name in used:
+                raise UnsupportedError(
+                    f"the map {spec.name} is of type {type_name(spec.type)}, which is not offered",
+                    place=Place(file=self.object.name),
+                    hint="offered are: " + ", ".join(type_name(number) for number in MAP_TYPES),
+                )
+        for name, struct in event_types(self.programs.values(), self.object.btf).items():
             if self._maps[name].info.value_btf == 0:
-                self._maps[name].typed(type_name)
+                self._maps[name].typed(struct)
 
     @property
     def maps(self) -> Mapping[str, Map]:
@@ -174,8 +190,6 @@ class LoadedObject:
             for bpf_map in self._maps.values():
                 if bpf_map.is_events:
                     bpf_map.events.restart()
-                elif bpf_map.info.kind == "rodata" and not bpf_map.frozen:
-                    bpf_map.freeze()
             attachment = Attachment(
                 self.name, process, sites, plans, image, self._maps, on_end=self._ended, owns_process=own
             )
@@ -263,9 +277,3 @@ def _check_targets(targets: Mapping[str, str], programs: Mapping[str, Verified])
     for name in targets:
         if name != "*" and name not in programs:
             raise AttachError(f"there is no program {name!r} to give a target", hint=f"it has: {', '.join(programs)}")
-
-
-def _is_offered(spec: MapSpec) -> bool:
-    from userbpf.tables.maps import MAP_TYPES
-
-    return spec.type in MAP_TYPES

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from userbpf.isa.opcodes import BPF_ALU, BPF_ALU64, BPF_ATOMIC, BPF_JMP, BPF_JMP32, BPF_LD, BPF_LDX, BPF_MOV, BPF_STX
 from userbpf.object.model import KFUNC_POISON
-from userbpf.tables.helpers import CODEGEN, HELPERS, Arg, Helper, Ret
+from userbpf.tables.helpers import HELPERS, Arg, Helper, Ret
 from userbpf.tables.maps import MAP_TYPES, MapType, type_name
 
 from . import bounds, memory, precision, stack
@@ -287,8 +287,8 @@ def _context(env: Env, call: _Call, reg: Reg, number: int) -> None:
         raise _wrong(call, reg, number, "the context")
     if reg.offset != 0:
         raise Reject("helper-arg", f"argument {number} of {call.name} must be the context unchanged", reg=number)
-    if call.helper.native != CODEGEN:
-        env.facts.ctx_escapes = True
+    # Not an escape: those helpers that read the context are lowered by the code generator, which knows what they
+    # read; to all others it only proves that the caller is a program.
 
 
 def _released(call: _Call, reg: Reg, number: int) -> None:
