@@ -14,7 +14,9 @@ import pytest
 import userbpf
 from tests.process.programs import as_nobody
 from tests.session.conftest import Target
-from userbpf.errors import AttachError, ProcessError, UserBpfError
+from userbpf.errors import AttachError, ObjectError, ProcessError, UserBpfError
+from userbpf.process import Process
+from userbpf.session.found import detach, find
 
 NOBODY = 65534
 
@@ -199,8 +201,6 @@ def test_a_forked_child_is_not_counted_and_lives(target: Target, probes: Path) -
 
 
 def test_an_instruction_inside_a_function_can_be_probed(target: Target, probes: Path) -> None:
-    from userbpf.process import Process
-
     with Process(target.pid) as process:
         function = process.resolve_library(str(target.path)).function("recursive_fn")
         sizes = _instruction_offsets(process.read(function.addr, function.size), function.addr)
@@ -287,7 +287,8 @@ def test_an_ordinary_user_attaches_to_a_process_of_the_same_user(program: Path, 
     assert target.end() == 0
 
 
-def test_a_controller_that_is_killed_leaves_a_working_target(target: Target, probes: Path) -> None:
+def test_a_controller_that_is_killed_leaves_a_working_target_and_can_be_undone(target: Target, probes: Path) -> None:
+    original = target.ask("bytes")
     script = (
         "import userbpf, sys, time\n"
         "obj = userbpf.load(sys.argv[1], programs=['count', 'on_return'])\n"
@@ -302,6 +303,12 @@ def test_a_controller_that_is_killed_leaves_a_working_target(target: Target, pro
     )
     assert child.stdout is not None and child.stdout.readline() == "attached\n"
     target.ask("call 1000")
+    with Process(target.pid) as process:
+        assert [(link.prog, link.hits) for found in find(process) for link in found.links] == [
+            ("count", 1000),
+            ("on_return", 1000),
+        ]
+        assert find(process)[0].controller == child.pid
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
@@ -314,11 +321,17 @@ def test_a_controller_that_is_killed_leaves_a_working_target(target: Target, pro
             target.ask("recurse 5")
             assert attachment.links[0].hits == 6
     target.ask("call 1000")
+    with Process(target.pid) as process:
+        (found,) = find(process)
+        assert (found.controller, [link.hits for link in found.links]) == (0, [6000, 6000])
+        detach(process, found)
+        assert find(process) == []
+    assert target.ask("bytes") == original
+    assert "userbpf" not in "".join(line for line in target.state()[0].splitlines() if "memfd:" in line)
 
 
 def test_the_same_program_counts_the_same_in_the_kernel(target: Target, probes: Path, kernel_bpf: None) -> None:
     from userbpf import kernel
-    from userbpf.process import Process
     from userbpf.session import read_object
 
     commands = ("call 1000", "threads 4 500")
@@ -344,6 +357,24 @@ def test_the_same_program_counts_the_same_in_the_kernel(target: Target, probes: 
     assert bss is not None
     words = [int.from_bytes(bss[i : i + 8], "little") for i in range(0, len(bss), 8)]
     assert sorted(filter(None, words)) == sorted([ours[1]["returned"], ours[1]["returns"]])
+
+
+def test_constants_are_set_before_the_program_is_verified(target: Target, tmp_path: Path) -> None:
+    source = tmp_path / "constant.bpf.c"
+    source.write_text(
+        '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\nconst volatile __u64 step = 1;\n__u64 total;\n'
+        'SEC("uprobe") int add(void *ctx) { if (step) __sync_fetch_and_add(&total, step); return 0; }\n'
+        'char LICENSE[] SEC("license") = "GPL";\n'
+    )
+    for step in (None, 5, 0):
+        with userbpf.load(source, constants={} if step is None else {"step": step}) as obj:
+            with obj.attach(pid=target.pid, targets={"*": target.at("target_fn")}):
+                target.ask("call 10")
+            assert obj.maps[".bss"].variables["total"] == (10 if step is None else 10 * step)
+            with pytest.raises(UserBpfError, match="frozen"):
+                obj.maps[".rodata"].variables["step"] = 7
+    with pytest.raises(ObjectError, match="it has: step"):
+        userbpf.load(source, constants={"stop": 1})
 
 
 def test_bad_requests_are_refused_with_a_sentence_and_change_nothing(target: Target, probes: Path) -> None:

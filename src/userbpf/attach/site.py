@@ -243,7 +243,9 @@ class _Planner:
     def check_live(self, mappings: list[Mapping], size: int) -> None:
         live = self.process.read(self.addr, size)
         if live != self._file(self.addr, self.addr + size):
-            raise self.refuse(who_patched(mappings, self.addr, live), "detach the other tool first")
+            who = who_patched(mappings, self.addr, live)
+            ours = f"see `userbpf link list`; `userbpf detach --pid {self.process.pid}` removes what a killed one left"
+            raise self.refuse(who, ours if who.startswith("userbpf") else "detach the other tool first")
 
 
 def plan_site(

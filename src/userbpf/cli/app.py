@@ -22,6 +22,8 @@ VERBS: Final = {
     "attach": "Attach an object's programs to a process or a command.",
     "cc": "Compile BPF C to an object with BTF and CO-RE records.",
     "inspect": "Show programs, maps, BTF and disassembly of an object.",
+    "detach": "Take attachments out of processes, also of a userbpf that was killed.",
+    "link": "List what is attached where.",
     "map": "List and dump the maps that are in use.",
     "doctor": "Say what works on this machine, and what to do.",
 }

@@ -19,6 +19,7 @@ from userbpf.native import possible_cpus
 from userbpf.native.abi import ABI, HAS_RDPID, TID_OFF_UNKNOWN, Env, Proc
 from userbpf.process.errors import ProcessExitedError
 from userbpf.session import agent as agents
+from userbpf.session.found import save_patch, start_time
 from userbpf.session.shared import PAGE, SharedState
 from userbpf.session.targets import Site
 
@@ -223,16 +224,16 @@ class Attachment:
     def _description(self) -> dict[str, object]:
         """All that a later command needs to undo this attachment."""
         assert self._agent is not None
+        counts = self._cells_per_site()
         return {
             "version": 1,
             "name": self.name,
             "pid": self.process.ns_pid,
             "agent": [self._agent.code, self._agent.proc, self._agent.threads],
             "links": [[link.prog, link.target, link.kind] for link in self.links],
-            "patches": [
-                [[write.addr, write.old.hex(), write.new.hex()] for write in patch.writes] for patch in self._patches
-            ],
-            "regions": [[r.addr, r.size, r.kind, r.name] for r in self._injector.regions],
+            "controller": [os.getpid(), start_time(os.getpid())],
+            "patches": [save_patch(patch, counts[patch.plan.addr]) for patch in self._patches],
+            "regions": [[r.addr, r.size, r.kind, r.name, r.code_size] for r in self._injector.regions],
         }
 
     # ---- meanwhile -----------------------------------------------------------------------------------
