@@ -37,12 +37,12 @@ class Cell:
     func: int
     link: int
     cookie: int = 0
-    ret_hook: int = 0
+    body: int = 0
     flags: int = 0
 
     def pack(self) -> bytes:
         return struct.pack(
-            "<5Q2I2Q", self.hook, self.ret_hook, self.site, self.func, self.cookie, self.link, self.flags, 0, 0
+            "<5Q2I2Q", self.hook, self.body, self.site, self.func, self.cookie, self.link, self.flags, 0, 0
         )
 
 

@@ -198,7 +198,7 @@ class Attachment:
             assert entry.agent_hook is not None
             hook = self._agent.symbol(entry.agent_hook)
         body = self._image_at + symbols[entry.body] if entry.body is not None else 0
-        return Cell(hook=hook, ret_hook=body, site=site.addr, func=site.addr, link=index)
+        return Cell(hook=hook, body=body, site=site.addr, func=site.addr, link=index)
 
     def _env(self) -> bytes:
         """``struct ub_env`` of this image in this process."""

@@ -182,7 +182,9 @@ class LoadedObject:
             plans: dict[int, SitePlan] = {}
             for site in sites:
                 if site.addr not in plans:
-                    plans[site.addr] = plan_site(process, site.module, site.addr, site.function)
+                    plans[site.addr] = plan_site(
+                        process, site.module, site.addr, site.function, beside=tuple(plans.values())
+                    )
             kinds = {(site.prog, site.hook_kind(plans[site.addr])) for site in sites}
             with process.stop() as stopped:
                 tp_self = stopped.thread_pointers_are_self()
