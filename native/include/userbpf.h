@@ -207,15 +207,16 @@ struct ub_sigaction {
     uint64_t handler, flags, restorer, mask;
 };
 
-/* A function of the C library that the agent stands before; what its undoing needs. */
+/* A function of a library that the agent stands before; what its undoing needs. */
 struct ub_guard {
     uint64_t site;       /* 0: none */
-    uint64_t trampoline; /* where its moved instructions are */
+    uint64_t trampoline; /* the pages with its moved instructions */
+    uint64_t size;       /* of those pages */
     uint8_t original[32];
     uint32_t length; /* bytes of the moved instructions: that much of `original` is meant */
     uint32_t kind;   /* index of the guard in the controller's table */
 };
-#define UB_GUARDS 4
+#define UB_GUARDS 16
 
 /* Data area of the agent's image: private memory, copied on fork. */
 struct ub_proc {
@@ -228,8 +229,6 @@ struct ub_proc {
     uint64_t tp_self;           /* 1: every thread's pointer stands at its own address */
     uint64_t reserved[4];       /* also the controller's scratch for system calls */
     uint64_t restorer;          /* the C library's own return from signal handlers, 0: not found */
-    uint64_t guard_region;      /* the pages with the guards' trampolines, 0: none */
-    uint64_t guard_region_size;
     struct ub_guard guards[UB_GUARDS];
     struct ub_shadow_slot shadows[UB_SHADOW_SLOTS];
 };

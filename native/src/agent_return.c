@@ -162,6 +162,34 @@ __attribute__((used, visibility("hidden"))) uint64_t ub_agent_on_return(struct u
 }
 
 /*
+ * Somebody is about to walk this thread's stack: a C++ exception, a cancelled thread, backtrace(). An unwinder
+ * that meets our address instead of the real one stops there, and an exception that is not caught ends the
+ * process. So the real addresses go back, and the returns of these frames are counted as missed.
+ */
+__attribute__((used, visibility("hidden"))) void ub_agent_unwinding_c(void)
+{
+    const uint64_t trampoline = (uint64_t)ub_agent_ret_trampoline;
+    struct ub_shadow *s = ub_shadow_of(ub_thread_pointer(), 0);
+
+    for (uint64_t i = s ? s->n : 0; i > 0; i--) {
+        struct ub_shadow_entry *e = &s->entries[i - 1];
+        uint64_t sp = e->sp, word = 0;
+        if (sp <= UB_SP_CLAIMED)
+            continue;
+        if (!ub_read_maybe_gone(sp, &word, sizeof word) || word != trampoline) {
+            e->sp = 0;
+            continue;
+        }
+        if (e->ret != trampoline)
+            *(uint64_t *)sp = e->ret;
+        __atomic_fetch_add(&ub_proc.missed_returns, 1, __ATOMIC_RELAXED);
+        e->sp = 0;
+    }
+    if (s)
+        ub_shadow_trim(s);
+}
+
+/*
  * Agent hooks. Each is called from a cell; [rsp] is the return address into the cell's code.
  *
  *   ub_agent_arm         entry of a return probe
@@ -216,6 +244,16 @@ __asm__(".text\n" UB_FULL(ub_agent_full_entry, 70, 0, "    lea 32(%rsp), %rsp\n"
         "    sub $70, %rsi\n"
         "    lea 80(%rsp), %rdi\n"
         "    call ub_agent_arm_c\n"
+        "    pop %r11\n    pop %r10\n    pop %r9\n    pop %r8\n    pop %rax\n    pop %rcx\n    pop %rdx\n"
+        "    pop %rsi\n    pop %rdi\n"
+        "    ret\n"
+        /* before an unwinder: called from a guard's trampoline at the function's entry */
+        ".p2align 4\n"
+        ".globl ub_agent_unwinding\n"
+        "ub_agent_unwinding:\n"
+        "    push %rdi\n    push %rsi\n    push %rdx\n    push %rcx\n    push %rax\n    push %r8\n    push %r9\n"
+        "    push %r10\n    push %r11\n"
+        "    call ub_agent_unwinding_c\n"
         "    pop %r11\n    pop %r10\n    pop %r9\n    pop %r8\n    pop %rax\n    pop %rcx\n    pop %rdx\n"
         "    pop %rsi\n    pop %rdi\n"
         "    ret\n"

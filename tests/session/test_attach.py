@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,30 @@ def test_recursion_deeper_than_the_table_is_counted_as_missed(target: Target, pr
             assert target.ask("recurse 2000") == "2001"
             assert attachment.links[0].hits + attachment.missed_returns == 2001
             assert attachment.missed_returns > 0
+
+
+@pytest.mark.parametrize("linking", ["own unwinder", "libgcc_s"])
+def test_exceptions_pass_frames_with_return_probes(program: Path, probes: Path, linking: str) -> None:
+    """The unwinder meets the real return addresses; the returns of those frames are counted as missed."""
+    source, output = Path(__file__).parent / "throwing.cc", program.parent / f"throwing-{linking.split()[0]}"
+    zig = [sys.executable, "-m", "ziglang", "c++", "-O1", "-fno-sanitize=all"]
+    compiler = zig if linking == "own unwinder" else ["g++", "-O1"]
+    if linking == "libgcc_s" and shutil.which("g++") is None:
+        pytest.skip("g++ is not installed: only the unwinder of ziglang's libc++ is tried")
+    subprocess.run([*compiler, "-o", str(output), str(source)], check=True)
+    target = Target(output)
+    expected = sum(i + 1 if i % 2 == 0 else -1 for i in range(1000))
+    with userbpf.load(probes, programs=["on_return", "count"]) as obj:
+        for function, returns in (("thrower", 500), ("middle", 500), ("catcher", 1000)):
+            with obj.attach(pid=target.pid, targets={"*": target.at(function)}) as attachment:
+                assert target.ask("1000") == str(expected)
+                by_prog = {link.prog: link.hits for link in attachment.links}
+                assert by_prog["count"] == 1000
+                assert by_prog["on_return"] + attachment.missed_returns == 1000
+                assert by_prog["on_return"] == (returns if function != "catcher" else 500)
+    assert target.ask("1000") == str(expected)
+    target.tell("0")
+    assert target.end() == 0
 
 
 def test_detaching_while_probed_functions_are_on_the_stack(program: Path, probes: Path) -> None:

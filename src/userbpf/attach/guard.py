@@ -1,38 +1,67 @@
-"""A guard: a function of the target that the agent stands before, for some values of its first argument or for all.
+"""A guard: a function of the target that the agent stands before.
 
-It is a patch like a probe's, but what it calls takes the function's place: it returns to the function's caller.
+It is a patch like a probe's, but without cells. What it calls either takes the function's place, for some values of
+its first argument or for all, and returns to its caller; or it runs first, and the function goes on.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from userbpf.attach.decode import Insn, decode_all
 from userbpf.attach.relocate_x86 import Place, jump, relocate, relocated_size
 from userbpf.attach.site import JUMP_SIZE, SitePlan
-from userbpf.attach.trampoline import ALIGNMENT, Patch, Write
+from userbpf.attach.trampoline import Patch, Write
 from userbpf.errors import AttachError
 from userbpf.process import Function, Module
 
-__all__ = ["build_guard", "guard_size", "replan_guard"]
+__all__ = ["Guarded", "build_guard", "guard_size", "replan_guard"]
 
 _COMPARE_SIZE = 5
+_CALL_SIZE = 6
 _JUMP_ABSOLUTE_SIZE = 14
 
 
-def guard_size(plan: SitePlan, values: Sequence[int]) -> int:
-    """Bytes to reserve for a guard's trampoline; a multiple of ALIGNMENT."""
-    size = _COMPARE_SIZE * len(values) + relocated_size(plan.insns) + _JUMP_ABSOLUTE_SIZE
-    return (size + ALIGNMENT - 1) & -ALIGNMENT
+@dataclass(frozen=True)
+class Guarded:
+    """What stands before a function.
+
+    handler: symbol of the agent. values: first arguments for which it takes the function's place (empty: all).
+    first: it runs first instead, keeping every register.
+    """
+
+    function: str
+    handler: str
+    values: tuple[int, ...] = ()
+    first: bool = False
 
 
-def build_guard(plan: SitePlan, addr: int, handler: int, values: Sequence[int]) -> Patch:
-    """The guard of a function's entry. Calls whose first argument (an int) is one of ``values`` go to ``handler``,
-    all calls when there are none; the others go on in the function. Flags are dead at a function's entry.
+def guard_size(plan: SitePlan, guarded: Guarded) -> int:
+    """Bytes of a guard's trampoline at most."""
+    return _COMPARE_SIZE * len(guarded.values) + _CALL_SIZE + relocated_size(plan.insns) + _JUMP_ABSOLUTE_SIZE
+
+
+def build_guard(plan: SitePlan, addr: int, guarded: Guarded, handler: int) -> Patch:
+    """The guard of a function's entry, to be placed at ``addr``; handler: address of the agent's function.
+
+    Flags are dead at a function's entry.
     """
     if plan.inner or plan.island is not None:
         raise AttachError(f"{plan.func.name} cannot be guarded: its entry has no room for a jump")
+    build = _run_first if guarded.first else _take_place
+    return build(plan, addr, guarded.values, handler)
+
+
+def _run_first(plan: SitePlan, addr: int, _values: tuple[int, ...], handler: int) -> Patch:
+    moved = relocate(plan.insns, addr + _CALL_SIZE, resume=plan.resume, shadow_stack=plan.shadow_stack)
+    places = {addr: Place(plan.addr), **moved.places}
+    code = b"\xff\x15" + struct.pack("<i", len(moved.code)) + moved.code + struct.pack("<Q", handler)  # call *end(%rip)
+    write = Write(plan.addr, plan.original, jump(plan.addr, addr))
+    return Patch(plan, addr, code, (write,), places, moved.starts)
+
+
+def _take_place(plan: SitePlan, addr: int, values: tuple[int, ...], handler: int) -> Patch:
     prefix = _COMPARE_SIZE * len(values)
     moved = relocate(plan.insns, addr + prefix, resume=plan.resume, shadow_stack=plan.shadow_stack)
     taken = prefix + len(moved.code)

@@ -58,7 +58,7 @@ CELL_RET_ENTRY: Final = 70
 CELL_RET_INNER: Final = 75
 SHADOW_BYTES: Final = 16384
 SHADOW_SLOTS: Final = 1024
-GUARDS: Final = 4
+GUARDS: Final = 16
 HAS_RDPID: Final = 1
 TID_OFF_UNKNOWN: Final = -(1 << 63)
 """``Env.tid_off``: ask the kernel for the thread id."""
@@ -180,11 +180,12 @@ class SigAction(ctypes.Structure):
 
 
 class Guard(ctypes.Structure):
-    """``struct ub_guard``: a function of the C library that the agent stands before."""
+    """``struct ub_guard``: a function of a library that the agent stands before."""
 
     _fields_ = [
         ("site", c_uint64),
         ("trampoline", c_uint64),
+        ("size", c_uint64),
         ("original", c_uint8 * 32),
         ("length", c_uint32),
         ("kind", c_uint32),
@@ -204,8 +205,6 @@ class Proc(ctypes.Structure):
         ("tp_self", c_uint64),
         ("reserved", c_uint64 * 4),
         ("restorer", c_uint64),
-        ("guard_region", c_uint64),
-        ("guard_region_size", c_uint64),
         ("guards", Guard * GUARDS),
         ("shadows", ShadowSlot * SHADOW_SLOTS),
     ]

@@ -19,6 +19,7 @@ from userbpf.native import possible_cpus
 from userbpf.native.abi import ABI, HAS_RDPID, TID_OFF_UNKNOWN, Env, Proc
 from userbpf.process.errors import ProcessExitedError
 from userbpf.session import agent as agents
+from userbpf.session import residence
 from userbpf.session.found import save_patch, start_time
 from userbpf.session.shared import PAGE, SharedState
 from userbpf.session.targets import Site
@@ -118,7 +119,9 @@ class Attachment:
             first_stop = stopped.elapsed_ns
             assert self._agent is not None
             if self._image.faulting:
-                agents.catch_faults(process, self._agent)
+                residence.catch_faults(process, self._agent, self._plans)
+            if any(site.is_return for site in self._sites):
+                residence.respect_unwinders(process, self._agent, self._plans)
             self._build()
             self._shared.describe(self._description())
             report = apply(process, self._patches)
@@ -304,7 +307,7 @@ class Attachment:
                 self._injector,
                 before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
             )
-            agents.leave(self.process, agent)
+            residence.leave(self.process, agent)
 
     def _undo(self) -> None:
         """After a failed attach: nothing of ours stays in the target."""

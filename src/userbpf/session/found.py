@@ -19,6 +19,7 @@ from userbpf.errors import AttachError, ProcessError
 from userbpf.native.abi import ROWS
 from userbpf.process import Function, Process, ProcessExitedError
 from userbpf.session import agent as agents
+from userbpf.session import residence
 from userbpf.session.shared import PAGE, read_description
 
 _NAME: Final = "memfd:userbpf-session:"
@@ -123,7 +124,7 @@ def detach(process: Process, attachment: FoundAttachment) -> None:
                 f"a thread of process {process.pid} ({process.name}) still runs in code of ours; the probes are gone",
                 hint="try again later to free the memory",
             )
-        agents.leave(process, agent)
+        residence.leave(process, agent)
     except ProcessExitedError:
         return
 
