@@ -139,16 +139,12 @@ class Attachment:
         self._agent = agents.enter(stopped, self._agent_injector)
         with SealedImage(self.name, image) as sealed:
             self._image_at = injector.map_image(stopped, sealed).addr
-        self._map_at: list[int] = []
-        for name in image.maps:
-            bpf_map = self._maps[name]
-            region = injector.map_fd(
-                stopped, bpf_map.fd, bpf_map.memory_size, writable=not bpf_map.readonly, name=f"map:{name}"
-            )
-            self._map_at.append(region.addr)
-        self._shared_at = injector.map_fd(
-            stopped, self._shared.fd, self._shared.size, writable=True, name="session"
-        ).addr
+        used = [(name, self._maps[name]) for name in image.maps]
+        files = [(m.fd, m.memory_size, not m.readonly, f"map:{name}") for name, m in used]
+        files.append((self._shared.fd, self._shared.size, True, "session"))
+        *maps, shared = injector.map_fds(stopped, files)
+        self._map_at = [region.addr for region in maps]
+        self._shared_at = shared.addr
         by_module: dict[int, list[SitePlan]] = {}
         modules = {}
         for site in self._sites:
