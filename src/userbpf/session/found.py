@@ -78,6 +78,8 @@ def find(process: Process) -> list[FoundAttachment]:
         description = read_description(memory)
         if description is None or description.get("version") != _VERSION:
             continue
+        if description["pid"] != process.ns_pid:
+            continue  # the userbpf that attached maps the same memory, and so does a child that the target forked
         pid, started = description["controller"]
         try:
             controller = pid if start_time(pid) == started else 0

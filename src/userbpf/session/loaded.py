@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from userbpf.errors import AttachError, ObjectError, Place, UnsupportedError, UserBpfError
+from userbpf.errors import AttachError, MapError, ObjectError, Place, UnsupportedError, UserBpfError
 from userbpf.kernel.host import kernel_btf, running_kernel
 from userbpf.maps import Map
 from userbpf.object import MapSpec, Object, Program
@@ -101,7 +102,7 @@ class LoadedObject:
         used = {spec.name for c in self._chosen for spec in c.program.maps}
         for spec in self._specs.values():
             if spec.type in MAP_TYPES:
-                self._maps[spec.name] = Map.create(spec)
+                self._maps[spec.name] = _create(spec, self.object.name)
                 if spec.kind == "rodata":
                     # What the verifier took for granted: nobody may change it any more.
                     self._maps[spec.name].freeze()
@@ -248,6 +249,21 @@ class LoadedObject:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _create(spec: MapSpec, object_name: str) -> Map:
+    try:
+        return Map.create(spec)
+    except MapError as error:
+        sizes = f"{spec.max_entries} entries of {spec.key_size} + {spec.value_size} bytes"
+        too_large = error.errno in (errno.E2BIG, errno.ENOMEM, errno.EFBIG, errno.ENOSPC)
+        raise MapError(
+            f"the map {spec.name} ({type_name(spec.type)}, {sizes}, flags {spec.flags:#x}) cannot be made: "
+            f"{errno.errorcode.get(error.errno, error.errno)}",
+            errno=error.errno,
+            place=Place(file=object_name),
+            hint="lower max_entries or the size of the value" if too_large else error.hint,
+        ) from error
 
 
 def _choose(obj: Object, patterns: Sequence[str] | None) -> list[Program]:
