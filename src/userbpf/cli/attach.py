@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import os
+import select
 import signal
 import sys
 import threading
@@ -89,12 +91,13 @@ def attach(
             _event_map(loaded, name).typed(type_name)
         attachment = loaded.attach(process=process, targets=_targets(target or []))
         try:
-            if command:
-                process.resume()
-            elif not json:
-                stop = f"it stood still for {attachment.stop_ns / 1e6:.1f} ms"
-                print(f"attached to {process.name} ({process.pid}), {stop}; Ctrl-C ends", flush=True)
-            collected = _run(loaded, attachment, duration, quiet=json)
+            with _StopSignals() as signals:
+                if command:
+                    process.resume()
+                elif not json:
+                    stop = f"it stood still for {attachment.stop_ns / 1e6:.1f} ms"
+                    print(f"attached to {process.name} ({process.pid}), {stop}; Ctrl-C ends", flush=True)
+                collected = _run(loaded, attachment, signals, duration, quiet=json)
         finally:
             attachment.detach()
         _report(loaded, attachment, collected, json=json)
@@ -154,7 +157,33 @@ def _target(pid: int | None, command: list[str] | None, json: bool) -> Iterator[
         process.close()
 
 
-def _run(loaded: LoadedObject, attachment: Attachment, duration: float | None, *, quiet: bool) -> _Collected:
+class _StopSignals:
+    """SIGINT and SIGTERM ask for the end, at whatever moment they come, instead of breaking something off."""
+
+    def __enter__(self) -> _StopSignals:
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        os.eventfd_write(self._event, 1)
+
+    def wait(self, attachment: Attachment, duration: float | None) -> None:
+        """Until a signal has come, the target has ended, or ``duration`` seconds have passed."""
+        poll = select.poll()
+        poll.register(self._event, select.POLLIN)
+        poll.register(attachment.process.pidfd, select.POLLIN)
+        poll.poll(None if duration is None else duration * 1000)
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        os.close(self._event)
+
+
+def _run(
+    loaded: LoadedObject, attachment: Attachment, signals: _StopSignals, duration: float | None, *, quiet: bool
+) -> _Collected:
     """Collects events until the time is over, the target has ended, or somebody interrupts."""
     collected = _Collected()
     lock = threading.Lock()
@@ -168,15 +197,9 @@ def _run(loaded: LoadedObject, attachment: Attachment, duration: float | None, *
     for reader in readers:
         reader.start()
 
-    def stop(*_args: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            attachment.wait(duration)
+        signals.wait(attachment, duration)
     finally:
-        signal.signal(signal.SIGTERM, previous)
         attachment.detach()
     for reader in readers:
         reader.join()
