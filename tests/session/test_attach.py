@@ -110,7 +110,6 @@ def test_exceptions_pass_frames_with_return_probes(program: Path, probes: Path, 
                 assert by_prog["on_return"] + attachment.missed_returns == 1000
                 assert by_prog["on_return"] == (returns if function != "catcher" else 500)
     assert target.ask("1000") == str(expected)
-    target.tell("0")
     assert target.end() == 0
 
 
@@ -262,6 +261,23 @@ def test_many_processes_share_the_maps_of_one_object(program: Path, probes: Path
         assert totals(obj) == sum(obj.maps["per_cpu"][0]) == 160_000
         assert len(obj.maps["by_thread"]) == 8
     assert [target.end() for target in targets] == [0] * 4
+
+
+def test_a_target_that_executes_another_program_takes_the_probes_with_it(probes: Path) -> None:
+    script = "import os\nprint('ready', flush=True)\nos.read(0, 3)\nos.execv('/bin/cat', ['cat'])"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert child.stdin is not None and child.stdout is not None and child.stdout.readline() == "ready\n"
+    with userbpf.load(probes, programs=["count", "on_return", "read_badly"]) as obj:
+        with obj.attach(pid=child.pid, targets={"*": "libc.so.6:execve"}) as attachment:
+            print("go", file=child.stdin, flush=True)
+            print("hello", file=child.stdin, flush=True)
+            assert child.stdout.readline() == "hello\n"  # it is cat by now
+        assert [link.hits for link in attachment.links if link.kind == "entry"] == [1, 1]
+        assert attachment.problems == ()
+    child.stdin.close()
+    assert child.wait(10) == 0
 
 
 def test_two_objects_in_one_process_come_and_go_in_any_order(target: Target, probes: Path) -> None:

@@ -100,6 +100,8 @@ def attach(
                 collected = _run(loaded, attachment, signals, duration, quiet=json)
         finally:
             attachment.detach()
+        for problem in attachment.problems:
+            print(f"warning: process {process.pid}: {problem}", file=sys.stderr)
         _report(loaded, attachment, collected, json=json)
 
 

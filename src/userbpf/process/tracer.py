@@ -122,6 +122,9 @@ class Tracer:
                 self._thread.join()
             except KeyboardInterrupt as error:
                 interrupted = error
+        # Python's thread ends a little before the kernel's, whose end lets go of what is still traced.
+        while os.path.exists(f"/proc/self/task/{self._thread.native_id}"):
+            os.sched_yield()
         if interrupted is not None:
             raise interrupted
 

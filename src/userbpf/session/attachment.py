@@ -54,7 +54,8 @@ class Link:
 class Attachment:
     """What :meth:`LoadedObject.attach` gives back. A context manager: leaving it detaches.
 
-    links: one for each program and place. stop_ns: how long the target stood still at most (attach).
+    links: one for each program and place. stop_ns: how long the target stood still at most (attach). added_bytes:
+    what was mapped into the target. problems: after a detach, what could not be undone, in sentences.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Attachment:
         ]
         self.stop_ns = 0
         self.added_bytes = 0
+        self.problems: tuple[str, ...] = ()
         self._sites = list(sites)
         self._image = image
         by_key = {(entry.prog, entry.kind): entry for entry in image.entries}
@@ -291,28 +293,49 @@ class Attachment:
     close = detach
 
     def _remove(self) -> None:
-        from userbpf.attach import remove
-
         agent = self._agent
         assert agent is not None
+        if not self._is_mapped():
+            return
+        try:
+            self._take_out(agent)
+        except ProcessExitedError:
+            return
+        except (AttachError, ProcessError):
+            if self._is_mapped():
+                raise
+
+    def _is_mapped(self) -> bool:
+        """False when the process has executed another program, and everything of ours went with the old one."""
+        with contextlib.suppress(ProcessError):
+            return any(m.start == self._shared_at and "userbpf-session" in m.path for m in self.process.mappings())
+        return False
+
+    def _take_out(self, agent: agents.Agent) -> None:
+        from userbpf.attach import remove
+
         cells = [range(r.addr, r.addr + r.size) for r in self._injector.regions if r.kind == "trampoline"]
-        with contextlib.suppress(ProcessExitedError):
-            remove(
-                self.process,
-                self._patches if self._armed else [],
-                self._injector,
-                before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
+        report = remove(
+            self.process,
+            self._patches if self._armed else [],
+            self._injector,
+            before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
+        )
+        self.problems = tuple(report.conflicts)
+        if report.left_mapped and not report.conflicts:
+            self.problems = (
+                "a thread still runs in code of ours, so its memory stays mapped; `userbpf detach` can free it later",
             )
+        if not report.left_mapped:
             residence.leave(self.process, agent)
 
     def _undo(self) -> None:
         """After a failed attach: nothing of ours stays in the target."""
         with contextlib.suppress(ProcessExitedError):
             if self._agent is not None:
-                self._remove()
-            elif self._injector.regions or self._agent_injector.regions:
+                self._take_out(self._agent)
+            elif self._agent_injector.regions:
                 with self.process.stop() as stopped:
-                    self._injector.unmap_all(stopped)
                     self._agent_injector.unmap_all(stopped)
 
     def __enter__(self) -> Attachment:
