@@ -10,6 +10,7 @@
 #define SA_SIGINFO 0x4ul
 #define SA_ONSTACK 0x08000000ul
 #define SA_RESTORER 0x04000000ul
+#define SA_RESETHAND 0x80000000ul
 #define SIG_DFL 0ul
 #define SIG_IGN 1ul
 #define NR_RT_SIGACTION 13
@@ -125,6 +126,8 @@ __attribute__((used, visibility("hidden"))) void ub_agent_chain_fault(int sig, v
             ub_syscall4(NR_TGKILL, ub_syscall4(NR_GETPID, 0, 0, 0, 0), ub_syscall4(NR_GETTID, 0, 0, 0, 0), sig, 0);
         return;
     }
+    if (old->flags & SA_RESETHAND) /* ours stays for the next faulting read, the application's was for once */
+        __atomic_store_n(&old->handler, SIG_DFL, __ATOMIC_RELAXED);
     ((ub_handler)handler)(sig, info, context);
 }
 
@@ -137,7 +140,7 @@ static struct ub_sigaction ub_shown_to_kernel(const struct ub_sigaction *app)
         k.flags = SA_ONSTACK;
         k.mask = 0;
     }
-    k.flags |= SA_SIGINFO;
+    k.flags = (k.flags | SA_SIGINFO) & ~SA_RESETHAND;
     if (!(k.flags & SA_RESTORER)) {
         k.flags |= SA_RESTORER;
         k.restorer = ub_restorer_address();

@@ -6,8 +6,10 @@
  *   recurse D       recursive_fn, D deep
  *   jump N          N times: a function that leaves by longjmp
  *   fork N          a child calls N times and exits; then the parent calls N times
+ *   default         1 when SIGSEGV has no handler, as the program sees it
  *   segv            the program's own SIGSEGV handler sees its own fault
  *   handler         installs that handler only now
+ *   once            installs it for one fault only (SA_RESETHAND)
  *   blocked N       N calls in a thread that blocks all signals
  *   registers       checks that a call keeps what a caller may rely on
  *   bytes           the first 16 bytes of target_fn, in hex
@@ -171,6 +173,14 @@ int main(void)
         } else if (!strcmp(verb, "handler")) {
             sigaction(SIGSEGV, &act, 0);
             printf("done\n");
+        } else if (!strcmp(verb, "once")) {
+            struct sigaction once = {.sa_handler = on_fault, .sa_flags = (int)(SA_RESETHAND | SA_NODEFER)};
+            sigaction(SIGSEGV, &once, 0);
+            printf("done\n");
+        } else if (!strcmp(verb, "default")) {
+            struct sigaction now;
+            sigaction(SIGSEGV, 0, &now);
+            printf("done %d\n", now.sa_handler == SIG_DFL);
         } else if (!strcmp(verb, "segv")) {
             printf("done %d\n", own_fault());
         } else if (!strcmp(verb, "registers")) {

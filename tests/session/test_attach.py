@@ -158,6 +158,25 @@ def test_a_handler_that_is_installed_while_attached_does_not_displace_ours(targe
     assert target.ask("segv") == "1"
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_handler_for_one_fault_only_is_not_used_up_by_faulting_reads(
+    target: Target, probes: Path, early: bool
+) -> None:
+    """redis-server has such a handler: SA_RESETHAND must not make the kernel forget ours."""
+    if early:
+        target.ask("once")
+    with userbpf.load(probes, programs=["read_badly"]) as obj:
+        with obj.attach(pid=target.pid, targets={"*": target.at("target_fn")}):
+            if not early:
+                target.ask("once")
+            target.ask("call 100")
+            assert target.ask("default") == "0"
+            assert target.ask("segv") == "1"
+            assert target.ask("default") == "1"
+            target.ask("call 100")
+    assert target.ask("default") == "1"
+
+
 def test_a_thread_that_blocks_every_signal_may_read_badly(target: Target, probes: Path) -> None:
     with userbpf.load(probes, programs=["read_badly"]) as obj:
         with obj.attach(pid=target.pid, targets={"*": target.at("target_fn")}):

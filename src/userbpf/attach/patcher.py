@@ -209,12 +209,14 @@ def remove(
     *,
     timeout: float = 2.0,
     before_scan: Callable[[Stopped], None] | None = None,
+    callees: Sequence[tuple[int, int]] = (),
 ) -> RemoveReport:
     """Restore the original bytes and, as soon as no thread needs them, give all regions of ``injector`` back.
 
     The bytes are restored in the first stop. before_scan is called in every stop before the threads are looked at:
     it takes what refers to our code off the stacks, which is a must where return probes were armed, and may add
-    regions. timeout: how long to wait for threads that are still in our code or will return to it; then their regions
+    regions. callees: (start, end) of code outside of our regions that ours calls: a thread in there may come back.
+    timeout: how long to wait for threads that are still in our code or will return to it; then their regions
     stay mapped and the report says so. A process that has ended is no error.
     """
     report = RemoveReport()
@@ -234,7 +236,7 @@ def remove(
                     restored = True
                 if before_scan is not None:
                     before_scan(stopped)
-                if not kept and _may_unmap(stopped, ours, injector):
+                if not kept and _may_unmap(stopped, ours, injector, callees):
                     injector.unmap_all(stopped)
             report.count(stopped.elapsed_ns)
             if not injector.regions:
@@ -250,18 +252,22 @@ def remove(
         return report
 
 
-def _may_unmap(stopped: Stopped, patches: Sequence[Patch], injector: Injector) -> bool:
+def _may_unmap(
+    stopped: Stopped, patches: Sequence[Patch], injector: Injector, callees: Sequence[tuple[int, int]]
+) -> bool:
     """True when no thread is in our code, nor will return to it; threads in trampolines are moved out."""
     code = [(r.addr, r.addr + r.code_size) for r in injector.regions if r.code_size]
     if not code:
         return True
     if not _move_out(stopped, patches, injector.regions):
         return False
+    if any(low <= regs.ip < high for regs in stopped.threads.values() for low, high in callees):
+        return False
     mappings = stopped.process.mappings()
     vdso = [(m.start, m.end) for m in mappings if m.path == "[vdso]"]
     for stack in read_stacks(stopped, mappings):
         found = list(hits(stack.data, code))
-        if any(hit.framed for hit in found):
+        if any(hit.framed for hit in found) or (callees and any(hit.framed for hit in hits(stack.data, callees))):
             return False
         if not found or not vdso:
             continue

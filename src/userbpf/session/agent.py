@@ -41,6 +41,11 @@ class Agent:
     proc: int
     threads: int
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Start and end of its code, which the code of attachments calls."""
+        return self.code, self.code + len(agent_image().code)
+
     def symbol(self, name: str) -> int:
         """Address of one of its functions."""
         return self.code + agent_image().symbols[name]

@@ -320,6 +320,7 @@ class Attachment:
             self._patches if self._armed else [],
             self._injector,
             before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
+            callees=[agent.span],
         )
         self.problems = tuple(report.conflicts)
         if report.left_mapped and not report.conflicts:

@@ -19,6 +19,7 @@ SIGSEGV: Final = 11
 SA_SIGINFO: Final = 0x4
 SA_ONSTACK: Final = 0x08000000
 SA_RESTORER: Final = 0x04000000
+SA_RESETHAND: Final = 0x80000000
 RESTORER_CODE: Final = bytes.fromhex("48c7c00f0000000f05")
 """mov $15, %rax; syscall (rt_sigreturn)."""
 _SIGACTION: Final = struct.Struct("<QQQQ")
@@ -49,7 +50,7 @@ def install_handlers(stopped: Stopped, agent: Agent) -> None:
             flags, mask = SA_ONSTACK, 0
         if not flags & SA_RESTORER:
             restorer = agent.symbol("ub_agent_restorer")
-        flags |= SA_SIGINFO | SA_RESTORER
+        flags = (flags | SA_SIGINFO | SA_RESTORER) & ~SA_RESETHAND
         stopped.write(scratch, _SIGACTION.pack(agent.symbol("ub_agent_on_fault"), flags, restorer, mask))
         stopped.syscall(NR_RT_SIGACTION, signal_number, scratch, 0, 8)
     stopped.unblock_signals((SIGSEGV, SIGBUS))

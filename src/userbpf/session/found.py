@@ -117,7 +117,11 @@ def detach(process: Process, attachment: FoundAttachment) -> None:
     cells = [range(r.addr, r.end) for r in injector.regions if r.kind == "trampoline"]
     try:
         report = remove(
-            process, patches, injector, before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells)
+            process,
+            patches,
+            injector,
+            before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
+            callees=[agent.span],
         )
         if report.conflicts:
             raise AttachError(report.conflicts[0], hint="detach the other tool first, then try again")
