@@ -53,6 +53,7 @@ class Probes:
         *,
         code: bytes = COUNTERS,
         plans: Sequence[SitePlan] = (),
+        timeout: float = 2.0,
     ) -> None:
         self.process = process
         self.plans = list(plans)
@@ -63,13 +64,13 @@ class Probes:
         self.image: Region
         self.code = code
         try:
-            self.stop = self._attach()
+            self.stop = self._attach(timeout)
         except BaseException:
             with process.stop() as stopped:
                 self.injector.unmap_all(stopped)
             raise
 
-    def _attach(self) -> StopReport:
+    def _attach(self, timeout: float) -> StopReport:
         by_module: dict[str, list[SitePlan]] = {}
         for plan in self.plans:
             by_module.setdefault(plan.module.path, []).append(plan)
@@ -90,7 +91,7 @@ class Probes:
                 code += patch.code.ljust(trampoline_size(plan, 1), b"\xcc")
                 self.patches.append(patch)
             self.injector.write(addr, bytes(code))
-        return apply(self.process, self.patches)
+        return apply(self.process, self.patches, timeout=timeout)
 
     def counts(self) -> list[int]:
         data = self.process.read(self.image.data, 8 * 16)

@@ -15,7 +15,7 @@ import pytest
 from userbpf.attach import Cell, Injector, apply, build_trampoline, plan_site, remove, trampoline_size
 from userbpf.attach.trampoline import CELL_SIZE
 from userbpf.errors import AttachError
-from userbpf.process import Process, ProcessExitedError
+from userbpf.process import Module, Process, ProcessExitedError, Registers
 from userbpf.process.tracer import thread_state
 
 from ..process.programs import as_nobody, finish, running, snapshot
@@ -140,20 +140,35 @@ def test_a_process_stopped_by_sigstop_is_patched_and_stays_stopped(busy: Path) -
         assert finish(child)[2] == 0
 
 
-def test_a_thread_inside_the_patched_bytes_is_moved_there_and_back(busy: Path) -> None:
-    with running([str(busy)]) as child, Process(child.pid) as process:
-        os.kill(child.pid, signal.SIGSTOP)
-        module = process.main_module()
-        plan = plan_site(process, module, module.function("work").addr)
-        second = plan.insns[1].addr
-        first_thread = 0
-        with process.stop() as stopped:  # pretend that a thread was stopped at the second instruction
-            first_thread = max(stopped.threads)
-            original = stopped.threads[first_thread].copy()
+def frozen_inside(process: Process, module: Module, addr: int, second: int) -> tuple[Probes, int, Registers]:
+    """Probes on a stopped process one of whose threads is made to stand at ``second``, and its real registers.
+
+    SIGSTOP may come while a signal handler runs that will return into the bytes to be patched: then never again.
+    """
+    for _ in range(50):
+        os.kill(process.pid, signal.SIGSTOP)
+        with process.stop() as stopped:
+            tid = max(stopped.threads)
+            original = stopped.threads[tid].copy()
             pretended = original.copy()
             pretended.ip, pretended.orig_rax = second, (1 << 64) - 1
-            stopped.set_registers(first_thread, pretended)
-        probes = Probes(process, [(module, plan.addr)])
+            stopped.set_registers(tid, pretended)
+        try:
+            return Probes(process, [(module, addr)], timeout=0.01), tid, original
+        except AttachError as error:
+            assert "a signal handler will return" in str(error)
+            with process.stop() as stopped:
+                stopped.set_registers(tid, original)
+            os.kill(process.pid, signal.SIGCONT)
+    raise AssertionError("a signal handler was in the way fifty times")
+
+
+def test_a_thread_inside_the_patched_bytes_is_moved_there_and_back(busy: Path) -> None:
+    with running([str(busy)]) as child, Process(child.pid) as process:
+        module = process.main_module()
+        addr = module.function("work").addr
+        second = plan_site(process, module, addr).insns[1].addr
+        probes, first_thread, original = frozen_inside(process, module, addr, second)
         with process.stop() as stopped:
             assert stopped.threads[first_thread].ip == probes.patches[0].starts[second]
         assert not probes.remove().left_mapped
@@ -166,10 +181,10 @@ def test_a_thread_inside_the_patched_bytes_is_moved_there_and_back(busy: Path) -
 
 def test_a_signal_handler_that_returns_to_our_code_keeps_it_mapped(busy: Path) -> None:
     with running([str(busy)]) as child, Process(child.pid) as process:
-        os.kill(child.pid, signal.SIGSTOP)
         module = process.main_module()
         maps = snapshot(child.pid)
         probes = Probes(process, [(module, module.function("work").addr)])
+        os.kill(child.pid, signal.SIGSTOP)
         with process.stop() as stopped:
             regs = stopped.threads[child.pid]
             slot = regs.sp & -8
@@ -180,10 +195,10 @@ def test_a_signal_handler_that_returns_to_our_code_keeps_it_mapped(busy: Path) -
         assert report.left_mapped
         assert process.read(probes.plans[0].addr, 5) == probes.plans[0].original
         process.write(slot, saved)
+        os.kill(child.pid, signal.SIGCONT)  # another thread may really be in a handler that returns to our code
         report = remove(process, [], probes.injector)
         assert not report.left_mapped
         assert snapshot(child.pid) == maps
-        os.kill(child.pid, signal.SIGCONT)
         assert finish(child)[2] == 0
 
 
