@@ -43,6 +43,19 @@ def test_help_imports_no_verb_and_no_llvm() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("verb", [["link", "list"], ["map", "list"], ["detach", "--all"]])
+def test_verbs_that_compile_nothing_do_not_import_llvm(verb: list[str]) -> None:
+    script = (
+        f"import sys; sys.argv = ['userbpf', *{verb!r}]\n"
+        "from userbpf.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('llvmlite' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
 def test_unknown_verb_is_a_usage_error() -> None:
     result = userbpf("atach")
     assert result.returncode == 2

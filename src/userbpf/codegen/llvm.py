@@ -1,12 +1,10 @@
-"""llvmlite: text and bitcode in, an object file out."""
+"""llvmlite: text and bitcode in, an object file out. It is imported when something is compiled, and only then."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final
-
-import llvmlite.binding as llvm
 
 from userbpf.errors import CodegenError
 
@@ -20,6 +18,8 @@ _LIBRARY: Final = frozenset({"memcpy", "memset", "memmove", "memcmp", "bcmp"})
 
 @cache
 def _target_machine() -> Any:
+    import llvmlite.binding as llvm
+
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     llvm.initialize_native_asmparser()  # the runtime has inline assembly
@@ -29,17 +29,13 @@ def _target_machine() -> Any:
     )
 
 
-def llvm_version() -> tuple[int, int, int]:
-    """Version of the LLVM inside llvmlite."""
-    version: tuple[int, int, int] = llvm.llvm_version_info
-    return version
-
-
 def compile_module(ir: str, runtime: bytes, exported: Iterable[str]) -> tuple[bytes, str]:
     """Links ``ir`` with the runtime bitcode, optimises, and gives the object file and its optimised IR.
 
     Only ``exported`` stays visible: everything else is internal and goes when it is not used.
     """
+    import llvmlite.binding as llvm
+
     machine = _target_machine()
     try:
         module = llvm.parse_assembly(ir)
