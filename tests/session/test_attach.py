@@ -437,6 +437,24 @@ def test_constants_are_set_before_the_program_is_verified(target: Target, tmp_pa
         userbpf.load(source, constants={"stop": 1})
 
 
+def test_a_pattern_probes_what_can_be_probed_and_names_the_rest(target: Target, probes: Path) -> None:
+    before = target.state()
+    with userbpf.load(probes, programs=["count"]) as obj:
+        with obj.attach(pid=target.pid, targets={"*": target.at("*_fn")}) as attachment:
+            target.ask("call 10")
+            target.ask("recurse 4")
+            hits = {link.target.rpartition(":")[2]: link.hits for link in attachment.links}
+            assert {"target_fn": 10, "recursive_fn": 5}.items() <= hits.items()
+            assert attachment.skipped == ()
+        with obj.attach(pid=target.pid, targets={"*": "libc.so.6:str*"}) as attachment:
+            assert len(attachment.links) >= 30
+            assert target.ask("call 10") != ""
+        with obj.attach(pid=target.pid, targets={"*": "/proc/self/exe:target_fn"}) as attachment:
+            target.ask("call 10")
+            assert attachment.links[0].hits == 10
+    assert target.state() == before
+
+
 def test_bad_requests_are_refused_with_a_sentence_and_change_nothing(target: Target, probes: Path) -> None:
     before = target.state()
     cases: list[tuple[type[UserBpfError], str, dict[str, str]]] = [

@@ -100,6 +100,8 @@ def attach(
                 collected = _run(loaded, attachment, signals, duration, quiet=json)
         finally:
             attachment.detach()
+        for problem in attachment.skipped:
+            print(f"warning: not probed: {problem}", file=sys.stderr)
         for problem in attachment.problems:
             print(f"warning: process {process.pid}: {problem}", file=sys.stderr)
         _report(loaded, attachment, collected, json=json)
@@ -256,6 +258,7 @@ def _report(loaded: LoadedObject, attachment: Attachment, collected: _Collected,
                 "lost": lost,
                 "omitted_events": collected.omitted,
                 "missed_returns": attachment.missed_returns,
+                "skipped": list(attachment.skipped),
             }
         )
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -181,12 +180,13 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _search(name: str) -> list[str]:
-    """Files that libbpf's resolve_full_path() would find for a name without a slash."""
+    """Files that libbpf's resolve_full_path() would find for a name without a slash, not only the first: ours is to
+    say which file of the process is meant, and its user may have another PATH."""
     if ".so" in name:
         dirs = [d for d in os.environ.get("LD_LIBRARY_PATH", "").split(":") if d]
         return [p for p in (os.path.join(d, name) for d in [*dirs, *_LIBRARY_DIRS]) if os.path.exists(p)]
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/bin:/usr/sbin:/bin:/sbin")
-    return [found] if found else []
+    dirs = [d for d in f"{os.environ.get('PATH', '')}:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin".split(":") if d]
+    return [p for p in (os.path.join(d, name) for d in dict.fromkeys(dirs)) if os.access(p, os.X_OK)]
 
 
 def find_library(pid: int, process_name: str, modules: Sequence[Module], name: str) -> Module:

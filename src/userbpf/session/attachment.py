@@ -55,7 +55,8 @@ class Attachment:
     """What :meth:`LoadedObject.attach` gives back. A context manager: leaving it detaches.
 
     links: one for each program and place. stop_ns: how long the target stood still at most (attach). added_bytes:
-    what was mapped into the target. problems: after a detach, what could not be undone, in sentences.
+    what was mapped into the target. skipped: functions that a pattern matched and that cannot be probed, in
+    sentences. problems: after a detach, what could not be undone, in sentences.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Attachment:
         self.stop_ns = 0
         self.added_bytes = 0
         self.problems: tuple[str, ...] = ()
+        self.skipped: tuple[str, ...] = ()
         self._sites = list(sites)
         self._image = image
         by_key = {(entry.prog, entry.kind): entry for entry in image.entries}

@@ -20,7 +20,6 @@ from userbpf.tables.maps import MAP_TYPES, MapType, type_name
 from userbpf.verifier import Verified, verify
 
 if TYPE_CHECKING:
-    from userbpf.attach import SitePlan
     from userbpf.codegen import CodeImage, HookKind
     from userbpf.process import Process
     from userbpf.session.attachment import Attachment
@@ -155,10 +154,9 @@ class LoadedObject:
         one; the key ``*`` is for all without a place. The object may be attached to any number of processes: they
         share the maps. Raises AttachError, ProcessError or UnsupportedError; the target is then as it was.
         """
-        from userbpf.attach import plan_site
         from userbpf.process import Process as ProcessType
         from userbpf.session.attachment import Attachment
-        from userbpf.session.targets import check_attachable, effective_section, resolve
+        from userbpf.session.targets import check_attachable, effective_section, plan_all, resolve
 
         self._check_open()
         if (pid is None) == (process is None):
@@ -180,12 +178,7 @@ class LoadedObject:
                 for chosen, section in zip(self._chosen, sections, strict=True)
                 for site in resolve(process, chosen.program, section)
             ]
-            plans: dict[int, SitePlan] = {}
-            for site in sites:
-                if site.addr not in plans:
-                    plans[site.addr] = plan_site(
-                        process, site.module, site.addr, site.function, beside=tuple(plans.values())
-                    )
+            sites, plans, skipped = plan_all(process, sites)
             kinds = {(site.prog, site.hook_kind(plans[site.addr])) for site in sites}
             with process.stop() as stopped:
                 tp_self = stopped.thread_pointers_are_self()
@@ -200,6 +193,7 @@ class LoadedObject:
             if own:
                 process.close()
             raise
+        attachment.skipped = tuple(skipped)
         self._attachments.append(attachment)
         return attachment
 

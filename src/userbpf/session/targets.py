@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from userbpf.codegen import HookKind
@@ -34,6 +34,8 @@ class Site:
     function: Function | None
     addr: int
     target: str
+    by_pattern: bool = False
+    """One of many functions that a pattern matched: left out, with a word about it, when it cannot be probed."""
 
     def hook_kind(self, plan: SitePlan) -> HookKind:
         """Which kind of hook the program needs here."""
@@ -95,20 +97,51 @@ def resolve(process: Process, program: Program, section: Section) -> list[Site]:
 
     place = Place(file=program.object_name, section=section.name, prog=program.name)
     assert section.path is not None
-    module = process.resolve_library(section.path)
+    own = section.path in ("/proc/self/exe", f"/proc/{process.pid}/exe")
+    module = process.main_module() if own else process.resolve_library(section.path)
     if section.symbol is None:
         addr = _file_offset(module, section.offset, place)
         function = module.function_around(addr)
         entry = function is not None and function.addr == addr
         return [_site(program, section, module, function, addr, entry=entry)]
-    if section.kind == "uprobe.multi" or any(c in section.symbol for c in "*?["):
-        functions: Sequence[Function] = _matching(module, section.symbol, place)
+    pattern = any(c in section.symbol for c in "*?[")
+    functions: Sequence[Function]
+    if pattern:
+        functions = _matching(module, section.symbol, place)
     else:
         functions = resolve_functions(process, module, section.symbol)
-    return [
-        _site(program, section, module, function, function.addr + section.offset, entry=section.offset == 0)
-        for function in functions
+    entry = section.offset == 0
+    sites = [
+        _site(program, section, module, function, function.addr + section.offset, entry=entry) for function in functions
     ]
+    return [replace(site, by_pattern=pattern) for site in sites]
+
+
+def plan_all(process: Process, sites: Sequence[Site]) -> tuple[list[Site], dict[int, SitePlan], list[str]]:
+    """How each site is probed: the sites, their plans by address, and a sentence for each that was left out.
+
+    A place that was named must be probed: AttachError says why it cannot. Of the functions that a pattern matched
+    those that can are.
+    """
+    from userbpf.attach import plan_site
+
+    plans: dict[int, SitePlan] = {}
+    kept: list[Site] = []
+    skipped: list[str] = []
+    for site in sites:
+        try:
+            if site.addr not in plans:
+                beside = tuple(plans.values())
+                plans[site.addr] = plan_site(process, site.module, site.addr, site.function, beside=beside)
+        except AttachError as error:
+            if not site.by_pattern:
+                raise
+            skipped.append(error.message)
+            continue
+        kept.append(site)
+    if sites and not kept:
+        raise AttachError(f"none of the {len(sites)} functions can be probed; the first: {skipped[0]}")
+    return kept, plans, skipped
 
 
 def _site(
