@@ -71,6 +71,8 @@ class ElfFile:
     segments: tuple[Segment, ...]
     functions: tuple[Symbol, ...]
     eh_frame_hdr: int | None
+    go: bool
+    """Made by the Go toolchain: its functions run on stacks of a few kilobytes."""
     binds: tuple[tuple[int, str, int], ...]
     """GOT slots: (address of the slot, symbol name or '', address of the IFUNC resolver or 0)."""
     image: bytes
@@ -319,6 +321,7 @@ def parse_elf(image: bytes, path: str) -> ElfFile:
             ),
             functions=_functions(elf),
             eh_frame_hdr=frames[0] if frames else None,
+            go=any(s.name == ".go.buildinfo" or s.name.endswith("gopclntab") for s in elf.iter_sections()),
             binds=_binds(elf),
             image=image,
         )

@@ -130,6 +130,11 @@ def plan_all(process: Process, sites: Sequence[Site]) -> tuple[list[Site], dict[
     skipped: list[str] = []
     for site in sites:
         try:
+            if site.module.elf.go:
+                raise AttachError(
+                    f"{site.target} is a Go function, whose stack of a few kilobytes a program could overflow",
+                    hint="probe a C function that the process calls, or use the kernel's uprobe",
+                )
             if site.addr not in plans:
                 beside = tuple(plans.values())
                 plans[site.addr] = plan_site(process, site.module, site.addr, site.function, beside=beside)
