@@ -164,7 +164,7 @@ class LoadedObject:
         targets = targets or {}
         _check_targets(targets, self.programs)
         for chosen in self._chosen:
-            check_attachable(chosen.program)
+            check_attachable(chosen.program, targets)
         sections = [effective_section(chosen.program, targets) for chosen in self._chosen]
         if not sections:
             raise AttachError("the object has no program to attach", place=Place(file=self.object.name))

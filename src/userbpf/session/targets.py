@@ -44,10 +44,14 @@ class Site:
         return HookKind.INNER if plan.inner else HookKind.ENTRY
 
 
-def check_attachable(program: Program) -> None:
-    """Raises UnsupportedError for program kinds that have no events in a user process, or none yet."""
+def check_attachable(program: Program, targets: Mapping[str, str]) -> None:
+    """Raises UnsupportedError for program kinds that have no events in a user process, or none yet.
+
+    A kprobe program that is given a function of the process by name runs there: to the kernel, too, it is the same
+    type of program, and loaders attach such programs to user functions (bpf_program__attach_uprobe).
+    """
     section = program.section
-    if section.kind in ATTACHABLE:
+    if section.kind in ATTACHABLE or (section.kind == "kprobe" and program.name in targets):
         return
     place = Place(file=program.object_name, section=section.name, prog=program.name)
     if section.kind in ("usdt", "uprobe.session", "tracepoint", "ksyscall", "perf_event", "raw_tracepoint"):
@@ -56,10 +60,11 @@ def check_attachable(program: Program) -> None:
             place=place,
             hint='probe the function instead, SEC("uprobe/PATH:SYMBOL"), or choose programs with --prog',
         )
+    hint = 'a user process offers SEC("uprobe/…") and SEC("uretprobe/…"); choose programs with --prog'
+    if section.kind == "kprobe":
+        hint += f", or give it a function of the process: --target {program.name}=PATH:SYMBOL"
     raise UnsupportedError(
-        f"programs of section {section.name!r} see events that only a kernel has",
-        place=place,
-        hint='a user process offers SEC("uprobe/…") and SEC("uretprobe/…"); choose programs with --prog',
+        f"programs of section {section.name!r} see events that only a kernel has", place=place, hint=hint
     )
 
 
