@@ -390,6 +390,40 @@ def test_a_controller_that_is_killed_leaves_a_working_target_and_can_be_undone(t
     assert "userbpf" not in "".join(line for line in target.state()[0].splitlines() if "memfd:" in line)
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_controller_that_is_killed_before_it_patches_can_be_undone(target: Target, probes: Path, call: int) -> None:
+    """Killed instead of its first, second or third patching: guards of signals, of unwinders, the probes."""
+    before, original = target.state(), target.ask("bytes")
+    script = (
+        "import os, signal, sys, userbpf, userbpf.attach as attach\n"
+        "real, calls = attach.apply, []\n"
+        "def apply(*args, **options):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*args, **options)\n"
+        "attach.apply = apply\n"
+        "obj = userbpf.load(sys.argv[1], programs=['read_badly', 'on_return'])\n"
+        "obj.attach(pid=int(sys.argv[2]), targets={'*': sys.argv[3]})\n"
+        "print('attached', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(probes), str(target.pid), target.at("target_fn"), str(call)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30)
+    target.ask("call 10")
+    with Process(target.pid) as process:
+        (found,) = find(process)
+        detach(process, found)
+    assert target.state() == before
+    if done.returncode != -signal.SIGKILL:
+        assert "attached" in done.stdout  # the target has fewer guards than that
+    with userbpf.load(probes, programs=["read_badly", "on_return"]) as obj:
+        with obj.attach(pid=target.pid, targets={"*": target.at("target_fn")}) as attachment:
+            target.ask("call 10")
+            assert [link.hits for link in attachment.links] == [10, 10]
+            assert obj.maps["out"][0] == -14
+    assert target.ask("bytes") == original
+    assert target.state() == before
+
+
 def test_the_same_program_counts_the_same_in_the_kernel(target: Target, probes: Path, kernel_bpf: None) -> None:
     from userbpf import kernel
     from userbpf.session import read_object

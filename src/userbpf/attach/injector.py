@@ -223,10 +223,6 @@ class Injector:
             raise AttachError(f"{len(data)} bytes at {addr:#x} are not in memory of ours")
         self.process.write(addr, data)
 
-    def protect_read_only(self, stopped: Stopped, addr: int, size: int) -> None:
-        """Make whole pages of a region read-only for the target."""
-        stopped.mprotect(addr, page_up(size), PROT_READ)
-
     def unmap(self, stopped: Stopped, region: Region) -> None:
         """Give a region back."""
         stopped.munmap(region.addr, region.size)

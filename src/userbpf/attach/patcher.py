@@ -85,16 +85,28 @@ def _check_overlaps(patches: Sequence[Patch]) -> None:
 
 
 def _compare(process: Process, patches: Sequence[Patch], *, armed: bool) -> list[tuple[Patch, str]]:
-    """Patches whose bytes in the target are not as we left them, with who changed them."""
+    """Patches whose bytes in the target are not as we left them, with who changed them.
+
+    Of patches that should be armed, any write may still (or again) be the original: who armed them may have been
+    killed in the midst of it.
+    """
     writes = [(p, w) for p in patches for w in p.writes]
     live = process.read_many([(w.addr, len(w.old)) for _, w in writes])
     wrong: dict[int, tuple[Patch, str]] = {}
     mappings: list[Mapping] = []
     for (patch, write), found in zip(writes, live, strict=True):
-        if found != (write.new if armed else write.old) and id(patch) not in wrong:
+        expected = (write.new, write.old) if armed else (write.old,)
+        if found not in expected and id(patch) not in wrong:
             mappings = mappings or process.mappings()
             wrong[id(patch)] = (patch, who_patched(mappings, write.addr, found))
     return list(wrong.values())
+
+
+def _armed_writes(process: Process, patches: Sequence[Patch]) -> list[Write]:
+    """The writes that are in place, in the order in which they are to be undone."""
+    writes = [w for p in patches for w in reversed(p.writes)]
+    live = process.read_many([(w.addr, len(w.old)) for w in writes]) if writes else []
+    return [write for write, found in zip(writes, live, strict=True) if found == write.new]
 
 
 def _describe(patch: Patch, why: str) -> str:
@@ -232,7 +244,7 @@ def remove(
                     report.conflicts = [_describe(*conflict) for conflict in wrong]
                     kept = [patch for patch, _ in wrong]
                     ours = [p for p in patches if all(p is not k for k in kept)]
-                    _write_all(process, [w for p in ours for w in reversed(p.writes)], arm=False)
+                    _write_all(process, _armed_writes(process, ours), arm=False)
                     restored = True
                 if before_scan is not None:
                     before_scan(stopped)

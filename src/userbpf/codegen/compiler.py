@@ -80,7 +80,6 @@ def compile_programs(requests: Sequence[Request], maps: Sequence[MapBinding], *,
     image = link(elf, data_symbols, ENV_SIZE + 8 * len(maps))
     return replace(
         image,
-        bases_offset=ENV_SIZE,
         maps=tuple(binding.name for binding in maps),
         entries=tuple(_entry(n, request) for n, request in enumerate(requests)),
         faulting=any(helpers_of(request.verified) & _FAULTING for request in requests),

@@ -44,14 +44,13 @@ class Entry:
 class CodeImage:
     """Position-independent code with its symbols (offsets from the start).
 
-    maps: names of the maps whose addresses stand at ``bases_offset`` in the data area, in order.
+    maps: names of the maps whose addresses stand behind ``struct ub_env`` in the data area, in order.
     faulting: the code reads memory that may not be there: the agent's fault handler must be installed.
     """
 
     code: bytes
     data_size: int
     symbols: Mapping[str, int]
-    bases_offset: int = 0
     maps: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
     faulting: bool = False

@@ -41,7 +41,6 @@ class Segment:
     vaddr: int
     offset: int
     file_size: int
-    mem_size: int
     executable: bool
 
 
@@ -65,7 +64,6 @@ class ElfFile:
     path: str
     machine: int
     entry: int
-    relocatable: bool
     soname: str
     build_id: str
     segments: tuple[Segment, ...]
@@ -99,13 +97,6 @@ class ElfFile:
                 size = min(size, segment.file_size - inside)
                 return self.image[segment.offset + inside : segment.offset + inside + size]
         return b""
-
-    def offset_to_vaddr(self, offset: int) -> int | None:
-        """The address at which a file offset is mapped executable, as a kernel uprobe's offset means it."""
-        for segment in self.segments:
-            if segment.executable and segment.offset <= offset < segment.offset + segment.file_size:
-                return offset - segment.offset + segment.vaddr
-        return None
 
     def is_code(self, vaddr: int) -> bool:
         return any(s.executable and s.vaddr <= vaddr < s.vaddr + s.file_size for s in self.segments)
@@ -313,12 +304,9 @@ def parse_elf(image: bytes, path: str) -> ElfFile:
             path=path,
             machine=int.from_bytes(image[18:20], "little"),
             entry=elf["e_entry"],
-            relocatable=elf["e_type"] == "ET_DYN",
             soname=_soname(elf),
             build_id=_build_id(elf),
-            segments=tuple(
-                Segment(s["p_vaddr"], s["p_offset"], s["p_filesz"], s["p_memsz"], bool(s["p_flags"] & 1)) for s in loads
-            ),
+            segments=tuple(Segment(s["p_vaddr"], s["p_offset"], s["p_filesz"], bool(s["p_flags"] & 1)) for s in loads),
             functions=_functions(elf),
             eh_frame_hdr=frames[0] if frames else None,
             go=any(s.name == ".go.buildinfo" or s.name.endswith("gopclntab") for s in elf.iter_sections()),

@@ -69,6 +69,8 @@ class Process:
         self.pid = pid
         self.child = False
         """True when the process was started by :func:`userbpf.process.spawn` and has to be waited for."""
+        self.longest_stop_ns = 0
+        """The longest time that a stop of ours has lasted; whoever wants to measure sets it to 0."""
         self._mem: int | None = None
         self._exit_status: int | None = None
         try:

@@ -111,6 +111,7 @@ class Stopped:
             self._tracer.detach(tid)
         self._attached.clear()
         self.elapsed_ns = time.monotonic_ns() - self._began
+        self.process.longest_stop_ns = max(self.process.longest_stop_ns, self.elapsed_ns)
 
     def _filters(self) -> int:
         status = self.process.status()

@@ -54,9 +54,9 @@ class Link:
 class Attachment:
     """What :meth:`LoadedObject.attach` gives back. A context manager: leaving it detaches.
 
-    links: one for each program and place. stop_ns: how long the target stood still at most (attach). added_bytes:
-    what was mapped into the target. skipped: functions that a pattern matched and that cannot be probed, in
-    sentences. problems: after a detach, what could not be undone, in sentences.
+    links: one for each program and place. stop_ns: the longest that the target stood still, of all stops of the
+    attach. added_bytes: what was mapped into the target. skipped: functions that a pattern matched and that cannot be
+    probed, in sentences. problems: after a detach, what could not be undone, in sentences.
     """
 
     def __init__(
@@ -113,24 +113,23 @@ class Attachment:
                 f"process {process.pid} ({process.name}) has a hardware shadow stack, which return probes break",
                 hint="use an entry probe, or start the process with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             )
-        self._armed = False
         self._injector = Injector(process)
         self._agent_injector = Injector(process)
         self._agent: agents.Agent | None = None
         try:
             with process.stop() as stopped:
                 self._map(stopped)
-            first_stop = stopped.elapsed_ns
             assert self._agent is not None
+            # From here on a later userbpf can undo what is there, should this one be killed.
+            self._shared.describe(self._description())
             if self._image.faulting:
                 residence.catch_faults(process, self._agent, self._plans)
             if any(site.is_return for site in self._sites):
                 residence.respect_unwinders(process, self._agent, self._plans)
             self._build()
             self._shared.describe(self._description())
-            report = apply(process, self._patches)
-            self._armed = True
-            self.stop_ns = max(first_stop, report.longest_ns)
+            apply(process, self._patches)
+            self.stop_ns = process.longest_stop_ns
         except BaseException:
             self._undo()
             raise
@@ -319,7 +318,7 @@ class Attachment:
         cells = [range(r.addr, r.addr + r.size) for r in self._injector.regions if r.kind == "trampoline"]
         report = remove(
             self.process,
-            self._patches if self._armed else [],
+            self._patches,
             self._injector,
             before_scan=lambda stopped: agents.forget_returns(stopped, agent, cells),
             callees=[agent.span],

@@ -70,4 +70,5 @@ def remove_handlers(stopped: Stopped, agent: Agent) -> bool:
             stopped.syscall(NR_RT_SIGACTION, signal_number, old_at, 0, 8)
             app_handler, _, restorer, _ = _SIGACTION.unpack(process.read(old_at, _SIGACTION.size))
             gone = gone and (app_handler <= 1 or restorer != agent.symbol("ub_agent_restorer"))
+    write_field(process, agent.proc, "faults", 0)  # if the agent has to stay, who comes next installs them again
     return gone

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from userbpf.attach.guard import Guarded, build_guard, guard_size, replan_guard
-from userbpf.errors import AttachError
+from userbpf.attach.site import JUMP_SIZE
+from userbpf.errors import AttachError, ProcessError
 from userbpf.native.abi import Guard, Proc
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def install(process: Process, agent: Agent, wanted: Sequence[Guarded], sites: Co
     sites: addresses that are to be probed as well: AttachError when a guard needs one of them. A process without
     such functions (static and stripped, or Go) gets no guards.
     """
-    from userbpf.attach import Injector, apply
+    from userbpf.attach import Injector
 
-    records = _records(process, agent)
+    records = [record if _is_armed(process, record) else Guard() for record in _records(process, agent)]
     present = {(record.kind, record.site) for record in records if record.site}
     libraries = C_LIBRARIES if wanted is SIGNALS else _UNWINDING_LIBRARIES
     plans = [
@@ -62,12 +63,36 @@ def install(process: Process, agent: Agent, wanted: Sequence[Guarded], sites: Co
                 f"{guarded.function} ({plan.addr:#x}) cannot be probed: userbpf stands before it for these programs",
                 hint="probe it with an object of its own, whose programs neither read memory nor run at returns",
             )
+    if len(plans) > len(free):
+        raise AttachError(
+            f"process {process.pid} ({process.name}) has more unwinders and C libraries than userbpf can stand before",
+            hint="choose programs that neither read memory nor run at returns",
+        )
     injector = Injector(process)
+    slots = free[: len(plans)]
+    try:
+        _install(process, agent, plans, slots, injector)
+    except BaseException:
+        for slot in slots:
+            _write_record(process, agent, slot, Guard())
+        with process.stop() as stopped:
+            injector.unmap_all(stopped)
+        raise
+
+
+def _install(
+    process: Process,
+    agent: Agent,
+    plans: Sequence[tuple[Guarded, SitePlan]],
+    slots: Sequence[int],
+    injector: Injector,
+) -> None:
+    from userbpf.attach import apply
+
     with process.stop() as stopped:
         regions = [injector.map_trampolines(stopped, plan.module, guard_size(plan, guarded)) for guarded, plan in plans]
     patches = []
-    used = list(zip(plans, regions, free, strict=False))
-    for (guarded, plan), region, slot in used:
+    for (guarded, plan), region, slot in zip(plans, regions, slots, strict=True):
         patch = build_guard(plan, region.addr, guarded, agent.symbol(guarded.handler))
         injector.write(region.addr, patch.code)
         original = b"".join(insn.raw for insn in plan.insns)
@@ -75,14 +100,16 @@ def install(process: Process, agent: Agent, wanted: Sequence[Guarded], sites: Co
         record = Guard(plan.addr, region.addr, region.size, padded, len(original), GUARDED.index(guarded))
         _write_record(process, agent, slot, record)
         patches.append(patch)
+    apply(process, patches)
+
+
+def _is_armed(process: Process, record: Guard) -> bool:
+    """False for a record that is free, or was written by a userbpf that was killed before it patched the function."""
+    size = min(record.length, JUMP_SIZE)
     try:
-        apply(process, patches)
-    except BaseException:
-        for _, _, slot in used:
-            _write_record(process, agent, slot, Guard())
-        with process.stop() as stopped:
-            injector.unmap_all(stopped)
-        raise
+        return bool(record.site) and process.read(record.site, size) != bytes(record.original[:size])
+    except ProcessError:
+        return False  # the library was unloaded, and the guard with it
 
 
 def _plans(process: Process, name: str, libraries: tuple[str, ...]) -> list[SitePlan]:

@@ -180,6 +180,7 @@ class LoadedObject:
             ]
             sites, plans, skipped = plan_all(process, sites)
             kinds = {(site.prog, site.hook_kind(plans[site.addr])) for site in sites}
+            process.longest_stop_ns = 0
             with process.stop() as stopped:
                 tp_self = stopped.thread_pointers_are_self()
             image = self._image(sorted(kinds, key=lambda key: (key[0], key[1].value)), tp_self=tp_self)

@@ -53,11 +53,12 @@ def leave(process: Process, agent: Agent) -> None:
     injector.regions.append(Region(agent.code, image.size, "image", NAME, len(image.code)))
     injector.regions.append(Region(agent.threads, page_up(ctypes.sizeof(Threads)), "memory", "threads"))
     patches = guards.installed(process, agent, injector)
+    caught_faults = bool(read_field(process, agent.proc, "faults"))
 
     def before_unmapping(stopped: Stopped) -> None:
         # In every stop, as a thread may have been on its way through a guard or an entry probe in the last one.
         unused = not read_field(process, agent.proc, "sessions")
-        if not unused or (read_field(process, agent.proc, "faults") and not remove_handlers(stopped, agent)):
+        if not unused or (caught_faults and not remove_handlers(stopped, agent)):
             # Somebody attached meanwhile, or a handler of the application returns through the agent: it stays.
             injector.regions.clear()
             return
